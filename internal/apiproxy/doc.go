@@ -1,0 +1,53 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package apiproxy carries requests from devices of a tailnet to a Kubernetes
+// API server.
+//
+// # What it does
+//
+// A request passes these steps, in this order, and a step that is in doubt
+// refuses it:
+//
+//  1. identify: who is the peer of this connection? [Peers] is asked for each
+//     request, by the connection's address and nothing else.
+//  2. classify: what is asked for, by the API server's own RequestInfo; and is it
+//     an ordinary request, a watch, or a stream (exec, attach, port-forward, logs -f)?
+//  3. rewrite: drop what the client may not say, say who the caller is.
+//  4. forward: over HTTP/2 for requests and watches, over HTTP/1.1 for upgrades.
+//
+// In [ModeAuth] the request carries the proxy's credentials and impersonates the
+// caller, so that Kubernetes RBAC decides. In [ModeNoAuth] the proxy gives
+// connectivity only: the client's own credentials pass through untouched and the
+// proxy has none.
+//
+// # Threat model
+//
+// Clients are authenticated by WireGuard but otherwise hostile: every byte of a
+// request may be chosen to become somebody else. Therefore:
+//
+//   - Headers never identify. Those that claim an identity (Authorization,
+//     Impersonate-*, X-Remote-*, Tailscale-*, forwarding headers, bearer tokens in
+//     WebSocket subprotocols) do not pass in auth mode.
+//   - Impersonation fails open in Kubernetes: a request that lacks Impersonate-User
+//     acts as the proxy itself. So the last thing before the credentials is a
+//     transport that compares the request with the identity that was established
+//     for it and refuses to send anything else; and the credentials belong to a
+//     ServiceAccount whose only power is to impersonate.
+//   - Asking once is not enough: a watch or an exec lives for hours. Open requests
+//     are asked about again, and end when the answer changes.
+//   - Slow or huge headers, idle connections and many connections of one peer are
+//     bounded, so that they cost nothing to others.
+//
+// A refusal is a metav1.Status in the media type that the client accepts, with a
+// sentence that says what to do: kubectl prints it.
+//
+// # Trade-offs
+//
+// HTTP/2 to the API server shares few connections between many callers. Requests
+// that GOAWAY turns back are sent again when the API server has not seen them; for
+// that the first [replayLimit] bytes of a body are kept until it is answered.
+// Upgrades need HTTP/1.1 and a connection each.
+//
+// Responses are not decoded: compression, protobuf and tables pass as they are.
+package apiproxy

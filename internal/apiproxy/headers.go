@@ -1,0 +1,101 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"net/http"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
+)
+
+const (
+	headerForwardedFor = "X-Forwarded-For"
+	headerSubprotocol  = "Sec-Websocket-Protocol"
+	// bearerSubprotocol begins the WebSocket subprotocol in which browsers send a
+	// token (k8s.io/apiserver/pkg/authentication/request/websocket).
+	bearerSubprotocol = "base64url.bearer.authorization.k8s.io."
+	impersonatePrefix = "impersonate-"
+)
+
+// claimsByProxies are headers with which a proxy tells a server who is calling.
+// This proxy is the only one on the way, so a client that sends them lies.
+// Forwarded and X-Forwarded-* are dropped by httputil.ReverseProxy.
+var claimsByProxies = []string{"x-remote-", "tailscale-"}
+
+// dropProxyClaims removes headers in which a client claims to be a proxy.
+func dropProxyClaims(h http.Header) {
+	for name := range h {
+		lower := strings.ToLower(name)
+		for _, prefix := range claimsByProxies {
+			if strings.HasPrefix(lower, prefix) {
+				delete(h, name)
+			}
+		}
+		if strings.HasPrefix(lower, "x-forwarded-") {
+			delete(h, name)
+		}
+	}
+	h.Del("X-Real-Ip")
+}
+
+// dropCredentials removes everything with which the client could authenticate to
+// the API server as somebody else than the caller.
+func dropCredentials(h http.Header) {
+	h.Del("Authorization")
+	for name := range h {
+		if isImpersonation(name) {
+			delete(h, name)
+		}
+	}
+	dropBearerSubprotocols(h)
+}
+
+// dropBearerSubprotocols removes tokens from the list of WebSocket subprotocols.
+func dropBearerSubprotocols(h http.Header) {
+	values, ok := h[headerSubprotocol]
+	if !ok {
+		return
+	}
+	var kept []string
+	for _, value := range values {
+		for protocol := range strings.SplitSeq(value, ",") {
+			if protocol = strings.TrimSpace(protocol); protocol != "" && !strings.HasPrefix(strings.ToLower(protocol), bearerSubprotocol) {
+				kept = append(kept, protocol)
+			}
+		}
+	}
+	if len(kept) == 0 {
+		delete(h, headerSubprotocol)
+		return
+	}
+	h[headerSubprotocol] = []string{strings.Join(kept, ", ")}
+}
+
+// isImpersonation reports whether a header asks for impersonation. The prefix
+// decides, so that headers of later Kubernetes versions count too.
+func isImpersonation(name string) bool {
+	return len(name) >= len(impersonatePrefix) && strings.EqualFold(name[:len(impersonatePrefix)], impersonatePrefix)
+}
+
+// asksForImpersonation returns the name of a header with which the client asks to
+// be somebody else, or "".
+func asksForImpersonation(h http.Header) string {
+	for name := range h {
+		if isImpersonation(name) {
+			return name
+		}
+	}
+	return ""
+}
+
+// impersonate makes h say that id is calling.
+func impersonate(h http.Header, id identity.Identity) {
+	h[authenticationv1.ImpersonateUserHeader] = []string{id.User}
+	if len(id.Groups) > 0 {
+		h[authenticationv1.ImpersonateGroupHeader] = id.Groups
+	}
+}

@@ -1,0 +1,216 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
+)
+
+// Mode is what the proxy does about who is calling.
+type Mode string
+
+// The modes.
+const (
+	// ModeAuth impersonates the caller, so that Kubernetes RBAC decides.
+	ModeAuth Mode = "auth"
+	// ModeNoAuth only connects: the client authenticates to the API server itself.
+	ModeNoAuth Mode = "noauth"
+)
+
+// Peers knows who is at the addresses of the tailnet.
+type Peers interface {
+	// Identify returns who is at addr. It is asked for every request and must be
+	// cheap. Its errors are those of [identity.FromWhoIs], or another error when it
+	// cannot tell.
+	Identify(ctx context.Context, addr netip.Addr) (identity.Identity, error)
+	// Changed returns a channel that is closed when an answer may have changed
+	// since the call of Changed.
+	Changed() <-chan struct{}
+}
+
+// Config is what a [Proxy] is made of. All fields are required.
+type Config struct {
+	// Mode is what to do about who is calling.
+	Mode Mode
+	// Upstream is the API server, and in ModeAuth the credentials with which the
+	// proxy impersonates callers. They should have no other power.
+	Upstream *rest.Config
+	// Peers identifies callers.
+	Peers Peers
+	// Log gets one line per request.
+	Log *slog.Logger
+	// Metrics counts requests.
+	Metrics *Metrics
+}
+
+// Proxy is the http.Handler that carries requests of tailnet devices to the API
+// server. Its requests' RemoteAddr must be that of the connection's peer.
+type Proxy struct {
+	config   Config
+	upstream *upstream
+	reverse  *httputil.ReverseProxy
+	calls    *calls
+}
+
+// New returns a Proxy. It errs when config does not describe a way to the API
+// server; it connects to nothing.
+func New(config Config) (*Proxy, error) {
+	if config.Mode != ModeAuth && config.Mode != ModeNoAuth {
+		return nil, fmt.Errorf("mode %q is none of %q and %q", config.Mode, ModeAuth, ModeNoAuth)
+	}
+	up, err := newUpstream(config.Mode, config.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{config: config, upstream: up, calls: newCalls()}
+	p.reverse = &httputil.ReverseProxy{
+		Rewrite:        p.rewrite,
+		Transport:      up,
+		ModifyResponse: p.answer,
+		ErrorHandler:   p.fail,
+		BufferPool:     buffers,
+		ErrorLog:       slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
+	}
+	return p, nil
+}
+
+// Watch ends open requests whose caller's identity changes, until ctx is done.
+// Without it, identity is asked only when a request begins.
+func (p *Proxy) Watch(ctx context.Context) { p.calls.watch(ctx, p.config.Peers) }
+
+// ServeHTTP carries r to the API server, or refuses it.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, end := context.WithCancelCause(r.Context())
+	defer end(nil)
+	c := &call{start: time.Now(), kind: KindREST, end: end}
+	seen := &responseWriter{ResponseWriter: w}
+	defer func() { p.record(c, r, seen) }() // also when the reverse proxy panics to abort the response
+	if f := p.admit(ctx, c, r); f != nil {
+		p.refuse(seen, r, c, f)
+		return
+	}
+	p.config.Metrics.begin(c)
+	defer p.config.Metrics.end(c)
+	defer p.calls.add(c)()
+	p.reverse.ServeHTTP(seen, r.WithContext(withCall(ctx, c)))
+}
+
+// admit finds out who calls and what for, and whether that can go on.
+func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return refuseIdentity(fmt.Errorf("the connection's address %q: %w", r.RemoteAddr, err))
+	}
+	c.addr = peer.Addr().Unmap().WithZone("")
+	if c.caller, err = p.config.Peers.Identify(ctx, c.addr); err != nil {
+		return refuseIdentity(err)
+	}
+	if r.Method == http.MethodConnect || r.URL.Path == "" || r.URL.Path[0] != '/' {
+		return refuseBadRequest("This is the Kubernetes API, not a forward proxy: use its address as the server of a kubeconfig.", nil)
+	}
+	if c.info, c.kind, err = classify(r); err != nil {
+		return refuseBadRequest(fmt.Sprintf("The API server would not understand this request: %v.", err), err)
+	}
+	if p.config.Mode == ModeAuth {
+		if header := asksForImpersonation(r.Header); header != "" {
+			return refuseForbidden(reasonImpersonation, fmt.Sprintf("Impersonation is not supported by this proxy, which already impersonates %q (header %s). Drop --as, --as-group and --as-uid, and \"as\" from the kubeconfig.", c.caller.User, header), nil)
+		}
+	}
+	return nil
+}
+
+// rewrite makes the request that goes to the API server.
+func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
+	c := callFrom(pr.In.Context())
+	pr.SetURL(p.upstream.target) // keeps a base path, and makes Host the API server's
+	pr.Out.Trailer = nil
+	h := pr.Out.Header
+	dropProxyClaims(h)
+	h[headerForwardedFor] = []string{c.addr.String()}
+	if p.config.Mode == ModeAuth {
+		dropCredentials(h)
+		impersonate(h, c.caller)
+		p.config.Metrics.impersonate(c.caller)
+	}
+	makeReplayable(pr.Out)
+}
+
+// answer notes a response of the API server before it is sent on.
+func (p *Proxy) answer(r *http.Response) error {
+	c := callFrom(r.Request.Context())
+	if c.kind == KindWatch && r.StatusCode == http.StatusOK {
+		r.Body = p.calls.watching(c, r.Body)
+	}
+	return nil
+}
+
+// fail answers a request that the API server has not answered.
+func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
+	c := callFrom(r.Context())
+	var f *refusal
+	cause := context.Cause(r.Context())
+	switch {
+	case errors.As(cause, &f): // ended from outside
+	case errors.Is(cause, errDrained):
+		f = refuseUnavailable(reasonDraining, "The proxy is shutting down. Try again.", err)
+	case cause != nil:
+		w.WriteHeader(statusClientClosed) // for the log: nobody is there to read it
+		return
+	case errors.Is(err, errNotImpersonated):
+		f = &refusal{label: reasonNotImpersonated, code: http.StatusInternalServerError, reason: "InternalError", cause: err,
+			message: "The proxy was about to send this request without saying who is calling, and did not send it. This is a defect of the proxy: please report it."}
+	case errors.Is(err, ErrCredentials):
+		f = refuseUnavailable(reasonCredentials, "The proxy cannot get the credentials with which it impersonates callers. Its log says why.", err)
+	default:
+		f = refuseUnavailable(reasonUpstream, statusUpstreamSentence, err)
+	}
+	p.refuse(w, r, c, f)
+}
+
+// refuse answers r with f.
+func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *call, f *refusal) {
+	c.refused = f
+	p.config.Metrics.refuse(f)
+	if err := f.write(w, r); err != nil {
+		p.config.Log.DebugContext(r.Context(), "writing a refusal", "error", err)
+	}
+}
+
+// ErrCredentials marks errors of getting the proxy's own credentials, which the
+// transport of [Config.Upstream] may return.
+var ErrCredentials = errors.New("no credentials to impersonate with")
+
+// statusClientClosed is the status under which a request is logged whose client
+// went away before there was an answer.
+const statusClientClosed = 499
+
+// buffers are reused between responses.
+var buffers = &bufferPool{pool: sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}}
+
+type bufferPool struct{ pool sync.Pool }
+
+func (b *bufferPool) Get() []byte  { return *b.pool.Get().(*[]byte) } //nolint:forcetypeassert // only Put and New fill the pool
+func (b *bufferPool) Put(p []byte) { b.pool.Put(&p) }
+
+// peerOf returns the address of a connection's peer.
+func peerOf(conn net.Conn) netip.Addr {
+	ap, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap().WithZone("")
+}

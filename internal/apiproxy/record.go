@@ -1,0 +1,140 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"bufio"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// record counts and logs a call that has ended. No header and no body is logged,
+// so no token is.
+func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter) {
+	whole := time.Since(c.start)
+	first := whole
+	if at := seen.began; !at.IsZero() {
+		first = at.Sub(c.start)
+	}
+	code := seen.code()
+	p.config.Metrics.answered(c, code, first, whole)
+	ctx := r.Context()
+	if !p.config.Log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 24)
+	attrs = append(attrs,
+		slog.String("user", c.caller.User),
+		slog.Any("groups", c.caller.Groups),
+		slog.String("node", c.caller.Node),
+		slog.String("address", c.addr.String()),
+		slog.String("kind", string(c.kind)),
+		slog.String("method", r.Method))
+	if c.info != nil {
+		attrs = append(attrs, slog.String("verb", c.info.Verb))
+		if c.info.IsResourceRequest {
+			attrs = append(attrs,
+				slog.String("apiGroup", c.info.APIGroup),
+				slog.String("resource", c.info.Resource),
+				slog.String("subresource", c.info.Subresource),
+				slog.String("namespace", c.info.Namespace),
+				slog.String("name", c.info.Name))
+		} else {
+			attrs = append(attrs, slog.String("path", c.info.Path))
+		}
+	}
+	attrs = append(attrs,
+		slog.Int("code", code),
+		slog.Duration("duration", whole),
+		slog.Int64("bytes", seen.sent.Load()),
+		slog.Int64("bytesReceived", seen.received.Load()),
+		slog.String("userAgent", r.UserAgent()))
+	if id := seen.Header().Get("Audit-Id"); id != "" {
+		attrs = append(attrs, slog.String("auditID", id))
+	}
+	if c.refused != nil {
+		attrs = append(attrs, slog.String("refused", c.refused.label))
+		if c.refused.cause != nil {
+			attrs = append(attrs, slog.String("error", c.refused.cause.Error()))
+		}
+	}
+	p.config.Log.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
+}
+
+// responseWriter notes what becomes of a response: its code, when it began and
+// how much was sent. A connection taken over for a stream is counted too.
+type responseWriter struct {
+	http.ResponseWriter
+	status   int
+	began    time.Time
+	sent     atomic.Int64
+	received atomic.Int64 // of a stream
+}
+
+// Unwrap is for http.ResponseController.
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader notes the final status; 1xx are not final.
+func (w *responseWriter) WriteHeader(code int) {
+	if w.status == 0 && code >= http.StatusOK {
+		w.status, w.began = code, time.Now()
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+func (w *responseWriter) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status, w.began = http.StatusOK, time.Now()
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.sent.Add(int64(n))
+	return n, err
+}
+
+// Hijack gives the connection to a stream.
+func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	w.status, w.began = http.StatusSwitchingProtocols, time.Now()
+	return &countedConn{Conn: conn, w: w}, rw, nil
+}
+
+// code returns the status that the client was sent.
+func (w *responseWriter) code() int {
+	if w.status == 0 {
+		return http.StatusOK // what net/http sends for a handler that wrote nothing
+	}
+	return w.status
+}
+
+// countedConn counts what passes through a connection that was taken over.
+type countedConn struct {
+	net.Conn
+	w *responseWriter
+}
+
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.w.received.Add(int64(n))
+	return n, err
+}
+
+func (c *countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.w.sent.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite ends one direction, when the connection can (TLS and TCP can).
+func (c *countedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}

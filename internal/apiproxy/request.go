@@ -1,0 +1,102 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/sets"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
+)
+
+// Kind is how long a request is expected to live. It decides how the request is
+// measured and when it ends in a drain.
+type Kind string
+
+// The kinds of request.
+const (
+	// KindREST is a request with one response: it ends by itself.
+	KindREST Kind = "rest"
+	// KindWatch is a watch: it never ends by itself, and its client starts
+	// another when it ends.
+	KindWatch Kind = "watch"
+	// KindStream is a session of a person or program with a pod: exec, attach,
+	// port-forward, logs -f, and upgrades through a proxy subresource. What ends it
+	// is lost.
+	KindStream Kind = "stream"
+)
+
+// resolver classifies requests as kube-apiserver does (its generic server's
+// default prefixes).
+var resolver = &apirequest.RequestInfoFactory{
+	APIPrefixes:          sets.NewString("api", "apis"),
+	GrouplessAPIPrefixes: sets.NewString("api"),
+}
+
+// classify returns what r asks for and its kind. The decoded path counts, as it
+// does in the API server. It errs when the API server's own parser does.
+func classify(r *http.Request) (*apirequest.RequestInfo, Kind, error) {
+	info, err := resolver.NewRequestInfo(r)
+	if err != nil {
+		return nil, "", fmt.Errorf("classifying the request: %w", err)
+	}
+	switch {
+	case isUpgrade(r):
+		return info, KindStream, nil
+	case info.IsResourceRequest && info.Verb == "watch":
+		return info, KindWatch, nil
+	case info.IsResourceRequest && info.Subresource == "log" && follows(r):
+		return info, KindStream, nil
+	}
+	return info, KindREST, nil
+}
+
+// follows reports whether a request for a log asks to follow it, reading the
+// parameter as the API server's conversion does.
+func follows(r *http.Request) bool {
+	values, follow := r.URL.Query()["follow"], false
+	return runtime.Convert_Slice_string_To_bool(&values, &follow, nil) == nil && follow
+}
+
+// isUpgrade reports whether r asks to switch protocols (RFC 9110 section 7.8).
+func isUpgrade(r *http.Request) bool {
+	return httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade") && r.Header.Get("Upgrade") != ""
+}
+
+// call is one request on its way through the proxy.
+type call struct {
+	start  time.Time
+	addr   netip.Addr // the peer
+	caller identity.Identity
+	info   *apirequest.RequestInfo
+	kind   Kind
+	// refused is the refusal that ended the call, if one did.
+	refused *refusal
+	// end ends the call with a cause; see calls.
+	end func(cause error)
+	// body is the body of a watch's response, once there is one.
+	body atomic.Pointer[watchBody]
+}
+
+// verb returns the request's verb for metrics: one of the finite set that
+// Kubernetes knows, so that a client cannot make up series.
+func (c *call) verb() string {
+	if c.info == nil {
+		return "unknown"
+	}
+	switch v := c.info.Verb; v {
+	case "get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "proxy",
+		"head", "options", "post", "put":
+		return v
+	}
+	return "other"
+}

@@ -1,0 +1,162 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	dialTimeout      = 10 * time.Second
+	handshakeTimeout = 10 * time.Second
+	// idleTimeout is below the 3 minutes after which kube-apiserver closes an idle
+	// connection, so that the proxy never sends into a closing one.
+	idleTimeout = 90 * time.Second
+	// An HTTP/2 connection that is silent for pingAfter is asked for a sign of life
+	// and given up pingTimeout later: client-go's defaults.
+	pingAfter   = 30 * time.Second
+	pingTimeout = 15 * time.Second
+	// idleConnections is how many connections to the API server are kept for reuse.
+	idleConnections = 256
+)
+
+// upstream is the way to the API server: an HTTP/2 transport for ordinary
+// requests and an HTTP/1.1 one for upgrades, with credentials or without.
+type upstream struct {
+	target   *url.URL
+	requests http.RoundTripper
+	upgrades http.RoundTripper
+	close    func()
+}
+
+// newUpstream returns the way to the API server of config in mode. Its
+// transports carry the credentials of config in ModeAuth and none in ModeNoAuth.
+// config is not changed.
+func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
+	config = rest.CopyConfig(config)
+	if config.Impersonate.UserName != "" || len(config.Impersonate.Groups) > 0 {
+		return nil, fmt.Errorf("the Kubernetes client configuration impersonates %q itself: remove \"as\" and \"as-groups\" from its user", config.Impersonate.UserName)
+	}
+	if mode == ModeNoAuth {
+		config = rest.AnonymousClientConfig(config)
+	}
+	// The client names itself; the proxy does not.
+	config.UserAgent = ""
+	target, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("the address of the Kubernetes API server %q: %w", config.Host, err)
+	}
+	tlsConfig, err := rest.TLSConfigFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("TLS to the Kubernetes API server %s: %w", config.Host, err)
+	}
+	h2, h1 := newTransport(config, tlsConfig, true), newTransport(config, tlsConfig, false)
+	u := &upstream{target: target, close: func() { h2.CloseIdleConnections(); h1.CloseIdleConnections() }}
+	for _, leg := range []struct {
+		out  *http.RoundTripper
+		base http.RoundTripper
+	}{{&u.requests, h2}, {&u.upgrades, h1}} {
+		rt, err := rest.HTTPWrappersForConfig(config, leg.base)
+		if err != nil {
+			return nil, fmt.Errorf("credentials for the Kubernetes API server %s: %w", config.Host, err)
+		}
+		if mode == ModeAuth {
+			rt = &impersonationGuard{next: rt}
+		}
+		*leg.out = rt
+	}
+	return u, nil
+}
+
+// newTransport returns a transport to the API server that speaks HTTP/2, or only
+// HTTP/1.1, because upgrades exist in HTTP/1.1 alone.
+func newTransport(config *rest.Config, tlsConfig *tls.Config, http2 bool) *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(http2)
+	t := &http.Transport{
+		Proxy:                 config.Proxy,
+		DialContext:           config.Dial,
+		TLSHandshakeTimeout:   handshakeTimeout,
+		IdleConnTimeout:       idleTimeout,
+		MaxIdleConnsPerHost:   idleConnections,
+		ExpectContinueTimeout: time.Second,
+		// What the client accepts is between it and the API server.
+		DisableCompression: true,
+		Protocols:          protocols,
+		HTTP2:              &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+	}
+	if t.Proxy == nil {
+		t.Proxy = http.ProxyFromEnvironment
+	}
+	if t.DialContext == nil {
+		t.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	}
+	if tlsConfig != nil {
+		t.TLSClientConfig = tlsConfig.Clone()
+		t.TLSClientConfig.NextProtos = nil // from Protocols
+	}
+	return t
+}
+
+// RoundTrip sends r over the transport that fits it.
+func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	if isUpgrade(r) {
+		return u.upgrades.RoundTrip(r)
+	}
+	return u.requests.RoundTrip(r)
+}
+
+// errNotImpersonated means that a request without the identity of its caller was
+// about to be sent with the proxy's credentials.
+var errNotImpersonated = errors.New("the request does not impersonate its caller")
+
+// impersonationGuard is the last thing before the proxy's credentials. A request
+// passes only if its context carries a caller (see withCall) and its headers
+// impersonate exactly that caller and bring no other credentials. Nothing else in
+// this package can reach the credentials in auth mode.
+type impersonationGuard struct{ next http.RoundTripper }
+
+// RoundTrip refuses with an error that wraps errNotImpersonated.
+func (g *impersonationGuard) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := checkImpersonation(r); err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close() // the contract of RoundTripper
+		}
+		return nil, fmt.Errorf("%w: %w", errNotImpersonated, err)
+	}
+	return g.next.RoundTrip(r)
+}
+
+func checkImpersonation(r *http.Request) error {
+	c := callFrom(r.Context())
+	if c == nil || c.caller.User == "" {
+		return errors.New("no caller is known")
+	}
+	if !slices.Equal(r.Header[authenticationv1.ImpersonateUserHeader], []string{c.caller.User}) {
+		return fmt.Errorf("its user is not %q", c.caller.User)
+	}
+	if !slices.Equal(r.Header[authenticationv1.ImpersonateGroupHeader], c.caller.Groups) {
+		return fmt.Errorf("its groups are not those of %q", c.caller.User)
+	}
+	for name := range r.Header {
+		if isImpersonation(name) && name != authenticationv1.ImpersonateUserHeader && name != authenticationv1.ImpersonateGroupHeader {
+			return fmt.Errorf("it has the header %s", name)
+		}
+	}
+	if _, ok := r.Header["Authorization"]; ok {
+		return errors.New("it brings credentials of the client")
+	}
+	return nil
+}
