@@ -190,10 +190,6 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *call, f *refus
 	}
 }
 
-// ErrCredentials marks errors of getting the proxy's own credentials, which the
-// transport of [Config.Upstream] may return.
-var ErrCredentials = errors.New("no credentials to impersonate with")
-
 // statusClientClosed is the status under which a request is logged whose client
 // went away before there was an answer.
 const statusClientClosed = 499

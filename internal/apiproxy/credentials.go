@@ -1,0 +1,126 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"golang.org/x/oauth2"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
+)
+
+const (
+	// tokenLifetime is what is asked for. The API server may shorten it.
+	tokenLifetime = time.Hour
+	tokenTimeout  = 10 * time.Second
+)
+
+// ErrCredentials marks errors of getting the credentials with which the proxy
+// impersonates callers.
+var ErrCredentials = errors.New("no credentials to impersonate with")
+
+// ImpersonatorConfig returns a configuration for the API server of config whose
+// requests carry short-lived tokens of a ServiceAccount, obtained through
+// TokenRequest with the rights of client. Nothing of config's own credentials is
+// in it.
+func ImpersonatorConfig(config *rest.Config, client kubernetes.Interface, namespace, serviceAccount string) *rest.Config {
+	c := rest.AnonymousClientConfig(config)
+	c.Wrap(transport.ResettableTokenSourceWrapTransport(transport.NewCachedTokenSource(&serviceAccountTokens{
+		client: client, namespace: namespace, name: serviceAccount,
+	})))
+	return c
+}
+
+// serviceAccountTokens mints tokens of a ServiceAccount.
+type serviceAccountTokens struct {
+	client          kubernetes.Interface
+	namespace, name string
+}
+
+// Token returns a new token. Its stated expiry is at four fifths of its life:
+// client-go's cache asks for the next one then, and goes on with the old one if
+// that fails.
+func (s *serviceAccountTokens) Token() (*oauth2.Token, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), tokenTimeout)
+	defer cancel()
+	seconds := int64(tokenLifetime.Seconds())
+	now := time.Now()
+	r, err := s.client.CoreV1().ServiceAccounts(s.namespace).CreateToken(ctx, s.name,
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("%w: a token of ServiceAccount %s/%s: %w", ErrCredentials, s.namespace, s.name, err)
+	}
+	return &oauth2.Token{AccessToken: r.Status.Token, Expiry: now.Add(r.Status.ExpirationTimestamp.Sub(now) * 4 / 5)}, nil
+}
+
+// CheckReachable asks the API server for its version with config's credentials
+// and returns what keeps the proxy from using it. Without credentials, an API
+// server that refuses anonymous requests is reachable all the same.
+func CheckReachable(ctx context.Context, mode Mode, config *rest.Config) error {
+	if mode == ModeNoAuth {
+		config = rest.AnonymousClientConfig(config)
+	}
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return err
+	}
+	target, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, target.JoinPath("version").String(), nil)
+	if err != nil {
+		return err
+	}
+	res, err := client.Do(r)
+	if err != nil {
+		return fmt.Errorf("the API server at %s cannot be reached: %w", target, err)
+	}
+	_ = res.Body.Close()
+	switch {
+	case res.StatusCode >= http.StatusInternalServerError:
+		return fmt.Errorf("the API server at %s answers %s", target, res.Status)
+	case res.StatusCode == http.StatusUnauthorized && mode == ModeAuth:
+		return fmt.Errorf("the API server at %s does not accept the credentials with which the proxy impersonates: %s", target, res.Status)
+	}
+	return nil
+}
+
+// CheckImpersonator returns what is wrong with the credentials of config for
+// impersonating callers: they may not impersonate, or they may do everything. The
+// second would turn any defect of the proxy into somebody's cluster.
+func CheckImpersonator(ctx context.Context, config *rest.Config) error {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	review, err := client.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx,
+		&authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: metav1.NamespaceDefault}}, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("asking the API server what the proxy may do: %w", err)
+	}
+	mayImpersonate := false
+	for _, rule := range review.Status.ResourceRules {
+		if slices.Contains(rule.Verbs, "*") && slices.Contains(rule.Resources, "*") {
+			return errors.New("the credentials with which the proxy impersonates may do everything: give it those of a ServiceAccount that may only impersonate users and groups")
+		}
+		if slices.Contains(rule.Verbs, "impersonate") && slices.Contains(rule.Resources, "users") {
+			mayImpersonate = true
+		}
+	}
+	if !mayImpersonate && !review.Status.Incomplete {
+		return errors.New("the credentials with which the proxy impersonates may not impersonate users: bind their ServiceAccount to a ClusterRole with the verb impersonate on users and groups")
+	}
+	return nil
+}

@@ -1,0 +1,258 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"tailscale.com/tailcfg"
+
+	"github.com/tailhelm/tailhelm/internal/apiproxy"
+	"github.com/tailhelm/tailhelm/internal/health"
+	"github.com/tailhelm/tailhelm/internal/tailnet"
+)
+
+// operatorOptions are the configuration of the command operator: environment
+// variables with the names of Tailscale's operator, and flags for the rest.
+type operatorOptions struct {
+	serveOptions
+	impersonator string // flag
+	idTokenFile  string // flag
+
+	mode        apiproxy.Mode // APISERVER_PROXY; "" is off
+	hostname    string        // OPERATOR_HOSTNAME
+	namespace   string        // OPERATOR_NAMESPACE
+	stateSecret string        // OPERATOR_SECRET
+	loginServer string        // OPERATOR_LOGIN_SERVER
+	tags        []string      // OPERATOR_INITIAL_TAGS
+	port        uint16        // TS_PORT
+	keys        tailnet.Keys  // CLIENT_ID_FILE and CLIENT_SECRET_FILE, CLIENT_ID, TS_AUTHKEY
+}
+
+func newOperator(env environment, logs io.Writer) *cobra.Command {
+	var o operatorOptions
+	c := &cobra.Command{
+		Use:   "operator",
+		Short: "Run in a cluster and serve its API server on the tailnet",
+		Long: "Run in a cluster and serve its API server on the tailnet. The Helm chart sets the environment:\n" +
+			"APISERVER_PROXY, OPERATOR_HOSTNAME, OPERATOR_NAMESPACE, OPERATOR_SECRET, OPERATOR_INITIAL_TAGS,\n" +
+			"OPERATOR_LOGIN_SERVER, OPERATOR_LOGGING, CLIENT_ID_FILE, CLIENT_SECRET_FILE, CLIENT_ID, TS_AUTHKEY, TS_PORT.",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context(), env, logs) },
+	}
+	flags := c.Flags()
+	flags.StringVar(&o.impersonator, "impersonator", "kube-apiserver-auth-proxy", "ServiceAccount in the operator's namespace with whose tokens callers are impersonated")
+	flags.StringVar(&o.idTokenFile, "id-token-file", "/var/run/secrets/tailscale/serviceaccount/token", "with CLIENT_ID: file with the workload identity's token")
+	o.add(flags, ":9002")
+	return c
+}
+
+// run runs the operator until ctx is done.
+func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writer) error {
+	log, err := newLogger(logs, "OPERATOR_LOGGING", env("OPERATOR_LOGGING"))
+	if err != nil {
+		return err
+	}
+	routeLibraryLogs(log)
+	if err := o.read(env); err != nil {
+		return err
+	}
+	if o.mode == "" {
+		return o.idle(ctx, log)
+	}
+	config, err := clusterConfig(env)
+	if err != nil {
+		return err
+	}
+	s, err := o.service(ctx, config, log)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+// service returns the in-process proxy.
+func (o *operatorOptions) service(ctx context.Context, config *rest.Config, log *slog.Logger) (*service, error) {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("a client for the API server: %w", err)
+	}
+	state, err := tailnet.NewSecretStore(ctx, client, o.namespace, o.stateSecret)
+	if err != nil {
+		return nil, err
+	}
+	if o.stateDir == "" {
+		if o.stateDir, err = os.MkdirTemp("", "tailhelm-"); err != nil {
+			return nil, badSetting("--state-dir", "", err.Error())
+		}
+	}
+	node, err := tailnet.NewNode(tailnet.Config{
+		Hostname: o.hostname, Dir: o.stateDir, Store: state, ControlURL: o.loginServer,
+		Tags: o.tags, Port: o.port, Keys: o.keys, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	certs, err := o.certificates(node)
+	if err != nil {
+		return nil, err
+	}
+	upstream := rest.AnonymousClientConfig(config)
+	if o.mode == apiproxy.ModeAuth {
+		upstream = apiproxy.ImpersonatorConfig(config, client, o.namespace, o.impersonator)
+	}
+	return &service{options: o.serveOptions, mode: o.mode, upstream: upstream, node: node, certs: certs, log: log}, nil
+}
+
+// idle serves health only: without a proxy there is nothing to join a tailnet for.
+func (o *operatorOptions) idle(ctx context.Context, log *slog.Logger) error {
+	log.InfoContext(ctx, "the API server proxy is off (APISERVER_PROXY)")
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.metricsAddress)
+	if err != nil {
+		return badSetting("--metrics-address", o.metricsAddress, err.Error())
+	}
+	return serveHealth(ctx, l, newRegistry(), health.Check{Name: "ping", Check: func(context.Context) error { return nil }})
+}
+
+// read reads and checks the configuration. It joins and asks nothing.
+func (o *operatorOptions) read(env environment) error {
+	var err error
+	if o.mode, err = proxyMode(env("APISERVER_PROXY"), env("AUTH_PROXY")); err != nil {
+		return err
+	}
+	if err := o.validate(); err != nil || o.mode == "" {
+		return err
+	}
+	o.hostname = cmp.Or(env("OPERATOR_HOSTNAME"), "tailscale-operator")
+	if err := validHostname("OPERATOR_HOSTNAME", o.hostname); err != nil {
+		return err
+	}
+	if o.namespace, err = operatorNamespace(env); err != nil {
+		return err
+	}
+	if o.stateSecret = env("OPERATOR_SECRET"); o.stateSecret == "" {
+		return badSetting("OPERATOR_SECRET", "", "give the name of the Secret that holds the device's state")
+	}
+	if o.loginServer, err = loginServer("OPERATOR_LOGIN_SERVER", env("OPERATOR_LOGIN_SERVER")); err != nil {
+		return err
+	}
+	o.tags = strings.Split(cmp.Or(env("OPERATOR_INITIAL_TAGS"), "tag:k8s-operator"), ",")
+	if err := validTags("OPERATOR_INITIAL_TAGS", o.tags); err != nil {
+		return err
+	}
+	if value := env("TS_PORT"); value != "" {
+		port, err := strconv.ParseUint(value, 10, 16)
+		if err != nil {
+			return badSetting("TS_PORT", value, "give a UDP port from 0 to 65535")
+		}
+		o.port = uint16(port)
+	}
+	o.keys, err = o.readKeys(env)
+	return err
+}
+
+// readKeys returns the credentials for the tailnet: exactly one kind of them.
+func (o *operatorOptions) readKeys(env environment) (tailnet.Keys, error) {
+	fixed, err := o.fixedKey(env)
+	if err != nil {
+		return nil, err
+	}
+	id, idFile, secretFile := env("CLIENT_ID"), env("CLIENT_ID_FILE"), env("CLIENT_SECRET_FILE")
+	minter := &tailnet.Minter{
+		BaseURL: o.loginServer, Tags: o.tags, Description: "Kubernetes API server proxy",
+		ClientID: id, IDTokenFile: o.idTokenFile, ClientIDFile: idFile, ClientSecretFile: secretFile,
+	}
+	switch {
+	case fixed != nil && (id != "" || idFile != "" || secretFile != ""):
+		return nil, badSetting("TS_AUTHKEY", "(hidden)", "an OAuth client is configured, too: give an auth key or CLIENT_ID or CLIENT_ID_FILE and CLIENT_SECRET_FILE")
+	case fixed != nil:
+		return fixed, nil
+	case id != "" && (idFile != "" || secretFile != ""):
+		return nil, badSetting("CLIENT_ID", id, "CLIENT_ID_FILE or CLIENT_SECRET_FILE is set, too: give a workload identity or an OAuth client")
+	case id != "":
+		return minter, nil
+	case idFile == "" && secretFile == "":
+		return nil, badSetting("CLIENT_ID_FILE", "", "give CLIENT_ID_FILE and CLIENT_SECRET_FILE (an OAuth client), CLIENT_ID (a workload identity), or TS_AUTHKEY or --auth-key-file (an auth key)")
+	case idFile == "":
+		return nil, badSetting("CLIENT_ID_FILE", "", "goes with CLIENT_SECRET_FILE: give both")
+	case secretFile == "":
+		return nil, badSetting("CLIENT_SECRET_FILE", "", "goes with CLIENT_ID_FILE: give both")
+	}
+	return minter, nil
+}
+
+// proxyMode reads APISERVER_PROXY and its deprecated predecessor AUTH_PROXY.
+func proxyMode(value, deprecated string) (apiproxy.Mode, error) {
+	switch {
+	case deprecated != "" && value != "":
+		return "", badSetting("AUTH_PROXY", deprecated, "is deprecated and APISERVER_PROXY is set, too: unset AUTH_PROXY")
+	case deprecated != "":
+		on, err := strconv.ParseBool(deprecated)
+		if err != nil {
+			return "", badSetting("AUTH_PROXY", deprecated, "is deprecated: use APISERVER_PROXY, with true, false or noauth")
+		}
+		value = strconv.FormatBool(on)
+	}
+	switch value {
+	case "true":
+		return apiproxy.ModeAuth, nil
+	case "noauth":
+		return apiproxy.ModeNoAuth, nil
+	case "false", "":
+		return "", nil
+	}
+	return "", badSetting("APISERVER_PROXY", value, "choose true, false or noauth")
+}
+
+// validTags checks the form of tags.
+func validTags(setting string, tags []string) error {
+	for _, tag := range tags {
+		if err := tailcfg.CheckTag(tag); err != nil {
+			return badSetting(setting, strings.Join(tags, ","), fmt.Sprintf("tag %q: %v", tag, err))
+		}
+	}
+	return nil
+}
+
+// operatorNamespace returns the namespace that the operator runs in.
+func operatorNamespace(env environment) (string, error) {
+	if ns := env("OPERATOR_NAMESPACE"); ns != "" {
+		return ns, nil
+	}
+	const file = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", badSetting("OPERATOR_NAMESPACE", "", "give the namespace that the operator runs in")
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// clusterConfig returns the operator's own access to the API server: KUBECONFIG
+// if it is set, and otherwise what a pod has.
+func clusterConfig(env environment) (*rest.Config, error) {
+	if path := env("KUBECONFIG"); path != "" {
+		config, err := clientcmd.BuildConfigFromFlags("", path)
+		if err != nil {
+			return nil, badSetting("KUBECONFIG", path, err.Error())
+		}
+		return config, nil
+	}
+	config, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, badSetting("KUBECONFIG", "", "not in a cluster: "+err.Error())
+	}
+	return config, nil
+}

@@ -1,0 +1,114 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/tailhelm/tailhelm/internal/apiproxy"
+	"github.com/tailhelm/tailhelm/internal/tailnet"
+)
+
+// proxyOptions are the flags of the command proxy.
+type proxyOptions struct {
+	serveOptions
+	kubeconfig  string
+	mode        string
+	hostname    string
+	loginServer string
+	tags        []string
+}
+
+func newProxy(env environment, logs io.Writer) *cobra.Command {
+	var o proxyOptions
+	c := &cobra.Command{
+		Use:   "proxy",
+		Short: "Serve an API server on the tailnet from outside its cluster",
+		Long: "Serve an API server on the tailnet from outside its cluster, so that it can be reached\n" +
+			"when the cluster schedules no pods. In mode auth, the credentials of the kubeconfig must be\n" +
+			"those of a ServiceAccount that may only impersonate users and groups.",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := o.service(env, logs)
+			if err != nil {
+				return err
+			}
+			return s.run(c.Context())
+		},
+	}
+	flags := c.Flags()
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig for the API server (or KUBECONFIG)")
+	flags.StringVar(&o.mode, "mode", string(apiproxy.ModeAuth), "auth (callers are impersonated, RBAC decides) or noauth (connectivity only)")
+	flags.StringVar(&o.hostname, "hostname", "kube-apiserver", "name of the device on the tailnet")
+	flags.StringVar(&o.loginServer, "login-server", "", "control server; empty means Tailscale's")
+	flags.StringSliceVar(&o.tags, "tags", nil, "tags that the device asks for, for example tag:k8s")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	o.add(flags, "127.0.0.1:9002")
+	return c
+}
+
+// service returns what the options describe, or what is wrong with them. It joins
+// nothing.
+func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error) {
+	log, err := newLogger(logs, "--log-level", o.logLevel)
+	if err != nil {
+		return nil, err
+	}
+	routeLibraryLogs(log)
+	if o.mode != string(apiproxy.ModeAuth) && o.mode != string(apiproxy.ModeNoAuth) {
+		return nil, badSetting("--mode", o.mode, "choose auth or noauth")
+	}
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	if err := validHostname("--hostname", o.hostname); err != nil {
+		return nil, err
+	}
+	if err := validTags("--tags", o.tags); err != nil {
+		return nil, err
+	}
+	control, err := loginServer("--login-server", o.loginServer)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := o.fixedKey(env)
+	if err != nil {
+		return nil, err
+	}
+	path := o.kubeconfig
+	if path == "" {
+		path = env("KUBECONFIG")
+	}
+	if path == "" {
+		return nil, badSetting("--kubeconfig", "", "give the kubeconfig of the API server")
+	}
+	upstream, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return nil, badSetting("--kubeconfig", path, err.Error())
+	}
+	if o.stateDir == "" {
+		config, err := os.UserConfigDir()
+		if err != nil {
+			return nil, badSetting("--state-dir", "", "give a folder: "+err.Error())
+		}
+		o.stateDir = filepath.Join(config, "tailhelm", o.hostname)
+	}
+	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
+		return nil, badSetting("--state-dir", o.stateDir, err.Error())
+	}
+	node, err := tailnet.NewNode(tailnet.Config{Hostname: o.hostname, Dir: o.stateDir, ControlURL: control, Tags: o.tags, Keys: keys, Log: log})
+	if err != nil {
+		return nil, badSetting("--state-dir", o.stateDir, err.Error())
+	}
+	certs, err := o.certificates(node)
+	if err != nil {
+		return nil, err
+	}
+	return &service{options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: upstream, node: node, certs: certs, log: log}, nil
+}

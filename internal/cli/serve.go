@@ -1,0 +1,219 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/tailhelm/tailhelm/internal/apiproxy"
+	"github.com/tailhelm/tailhelm/internal/health"
+	"github.com/tailhelm/tailhelm/internal/tailnet"
+)
+
+// Lifetimes of the answers of readiness checks that ask the API server.
+const (
+	reachableLifetime    = 5 * time.Second
+	impersonatorLifetime = time.Minute
+)
+
+// certificates are a source of the server's certificate.
+type certificates interface {
+	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	Ready(context.Context) error
+	Expiry() time.Time
+	Run(context.Context) error
+}
+
+// service is one API server proxy on one device of a tailnet: everything that
+// the commands operator and proxy have in common.
+type service struct {
+	options  serveOptions
+	mode     apiproxy.Mode
+	upstream *rest.Config
+	node     *tailnet.Node
+	certs    certificates // nil: no TLS
+	log      *slog.Logger
+
+	registry  *prometheus.Registry
+	metrics   *apiproxy.Metrics
+	listening atomic.Bool
+	draining  atomic.Bool
+}
+
+// run serves until ctx is done, drains, and returns nil; or returns why it could
+// not serve.
+func (s *service) run(ctx context.Context) error {
+	s.registry = newRegistry()
+	s.metrics = apiproxy.NewMetrics(s.registry)
+	s.observe()
+	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, Log: s.log, Metrics: s.metrics})
+	if err != nil {
+		return err
+	}
+	pod, err := new(net.ListenConfig).Listen(ctx, "tcp", s.options.metricsAddress)
+	if err != nil {
+		return badSetting("--metrics-address", s.options.metricsAddress, err.Error())
+	}
+	context.AfterFunc(ctx, func() { s.draining.Store(true) })
+	// The node and everything about it live until the drain has ended.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	group, life := errgroup.WithContext(life)
+	group.Go(func() error { return s.serveHealth(life, pod) })
+	if err := s.node.Start(ctx); err != nil {
+		return err
+	}
+	defer func() { _ = s.node.Close() }() // the process ends; there is nothing to do about an error
+	group.Go(func() error { return s.node.Run(life) })
+	if s.certs != nil {
+		group.Go(func() error { return s.certs.Run(life) })
+	}
+	group.Go(func() error {
+		defer end()
+		serving, stop := context.WithCancel(ctx)
+		defer stop()
+		context.AfterFunc(life, stop)
+		return s.serveTailnet(serving, proxy)
+	})
+	return group.Wait()
+}
+
+// serveTailnet serves the proxy on the tailnet.
+func (s *service) serveTailnet(ctx context.Context, proxy *apiproxy.Proxy) error {
+	config := apiproxy.ServerConfig{
+		Proxy: proxy, DrainTimeout: s.options.drainTimeout, PeerConnections: s.options.peerConnections,
+		Log: s.log, Metrics: s.metrics, Host: s.node.Name,
+	}
+	var secure net.Listener
+	if s.certs != nil {
+		config.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certs.GetCertificate}
+		if s.options.tls == tlsFile {
+			config.Host = func() string { return "" } // the certificate may be for any name
+		}
+		l, err := s.node.Listen(":443")
+		if err != nil {
+			return err
+		}
+		secure = l
+	}
+	plain, err := s.node.Listen(":80")
+	if err != nil {
+		return err
+	}
+	s.listening.Store(true)
+	s.log.InfoContext(ctx, "serving the Kubernetes API on the tailnet", "mode", s.mode, "tls", s.options.tls, "apiServer", s.upstream.Host)
+	return apiproxy.NewServer(config).Serve(ctx, secure, plain)
+}
+
+// checks returns what must hold for the proxy to be ready.
+func (s *service) checks() []health.Check {
+	checks := []health.Check{
+		{Name: "shutdown", Check: func(context.Context) error {
+			if s.draining.Load() {
+				return errors.New("shutting down")
+			}
+			return nil
+		}},
+		{Name: "tailnet", Check: s.node.Ready},
+	}
+	if s.certs != nil {
+		checks = append(checks, health.Check{Name: "certificate", Check: s.certs.Ready})
+	}
+	checks = append(checks,
+		health.Check{Name: "listening", Check: func(context.Context) error {
+			if !s.listening.Load() {
+				return errors.New("not listening on the tailnet yet")
+			}
+			return nil
+		}},
+		health.Cached(health.Check{Name: "apiserver", Check: func(ctx context.Context) error {
+			return apiproxy.CheckReachable(ctx, s.mode, s.upstream)
+		}}, reachableLifetime))
+	if s.mode == apiproxy.ModeAuth {
+		checks = append(checks, health.Cached(health.Check{Name: "impersonator", Check: func(ctx context.Context) error {
+			return apiproxy.CheckImpersonator(ctx, s.upstream)
+		}}, impersonatorLifetime))
+	}
+	return checks
+}
+
+// serveHealth serves /livez, /readyz and /metrics for the pod until ctx is done.
+func (s *service) serveHealth(ctx context.Context, l net.Listener) error {
+	return serveHealth(ctx, l, s.registry, s.checks()...)
+}
+
+func serveHealth(ctx context.Context, l net.Listener, registry *prometheus.Registry, checks ...health.Check) error {
+	live, ready := health.Handler("livez", health.Check{Name: "ping", Check: func(context.Context) error { return nil }}), health.Handler("readyz", checks...)
+	mux := http.NewServeMux()
+	mux.Handle("GET /livez", live)
+	mux.Handle("GET /livez/{name}", live)
+	mux.Handle("GET /readyz", ready)
+	mux.Handle("GET /readyz/{name}", ready)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10}
+	context.AfterFunc(ctx, func() { _ = server.Close() })
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving health and metrics: %w", err)
+	}
+	return nil
+}
+
+// newRegistry returns a registry with the metrics of the process.
+func newRegistry() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "tailhelm", Name: "build_info", Help: "1, with the version that is running.",
+		ConstLabels: prometheus.Labels{"version": version},
+	})
+	build.Set(1)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), build)
+	return registry
+}
+
+// observe registers the metrics of the node and its certificate.
+func (s *service) observe() {
+	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "tailhelm", Name: "tailnet_up", Help: "1 while the device is on the tailnet.",
+	}, func() float64 {
+		if s.node.Ready(context.Background()) != nil {
+			return 0
+		}
+		return 1
+	}))
+	if s.certs == nil {
+		return
+	}
+	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "tailhelm", Name: "certificate_expiry_timestamp_seconds", Help: "When the certificate ends, as a Unix time; 0 before there is one.",
+	}, func() float64 {
+		if at := s.certs.Expiry(); !at.IsZero() {
+			return float64(at.Unix())
+		}
+		return 0
+	}))
+}
+
+// routeLibraryLogs sends what Kubernetes libraries log to log.
+func routeLibraryLogs(log *slog.Logger) {
+	logger := logr.FromSlogHandler(log.Handler())
+	klog.SetLogger(logger)
+	ctrllog.SetLogger(logger)
+}

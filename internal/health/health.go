@@ -1,0 +1,107 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// checkTimeout bounds one check.
+const checkTimeout = 5 * time.Second
+
+// Check is one named condition of being ready.
+type Check struct {
+	// Name identifies the check, in lower case.
+	Name string
+	// Check returns nil, or why the condition does not hold.
+	Check func(ctx context.Context) error
+}
+
+// Cached returns c with its success remembered for lifetime, for checks that ask
+// others. A failure is remembered for a second, so that many probes cost one.
+func Cached(c Check, lifetime time.Duration) Check {
+	var (
+		mu    sync.Mutex
+		until time.Time
+		last  error
+	)
+	return Check{Name: c.Name, Check: func(ctx context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); now.Before(until) {
+			return last
+		}
+		last = c.Check(ctx)
+		keep := lifetime
+		if last != nil {
+			keep = time.Second
+		}
+		until = time.Now().Add(keep)
+		return last
+	}}
+}
+
+// Handler answers for the checks under an endpoint such as "readyz": the whole at
+// /readyz, in detail with ?verbose, without some with ?exclude=NAME, and one check
+// at /readyz/NAME. The status is 200 or 500, as in Kubernetes.
+func Handler(endpoint string, checks ...Check) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		selected := checks
+		if name := strings.Trim(strings.TrimPrefix(r.URL.Path, "/"+endpoint), "/"); name != "" {
+			i := slices.IndexFunc(checks, func(c Check) bool { return c.Name == name })
+			if i < 0 {
+				http.NotFound(w, r)
+				return
+			}
+			selected = checks[i : i+1]
+		}
+		report, ok := run(r.Context(), selected, r.URL.Query()["exclude"])
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		_, verbose := r.URL.Query()["verbose"]
+		switch {
+		case !ok:
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = fmt.Fprintf(w, "%s%s check failed\n", report, endpoint)
+		case verbose:
+			_, _ = fmt.Fprintf(w, "%s%s check passed\n", report, endpoint)
+		default:
+			_, _ = fmt.Fprint(w, "ok")
+		}
+	})
+}
+
+// run runs the checks at once and reports on them in order.
+func run(ctx context.Context, checks []Check, exclude []string) (report string, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	errs := make([]error, len(checks))
+	var group sync.WaitGroup
+	for i, c := range checks {
+		if !slices.Contains(exclude, c.Name) {
+			group.Go(func() { errs[i] = c.Check(ctx) })
+		}
+	}
+	group.Wait()
+	var b strings.Builder
+	ok = true
+	for i, c := range checks {
+		switch {
+		case slices.Contains(exclude, c.Name):
+			fmt.Fprintf(&b, "[+]%s excluded: ok\n", c.Name)
+		case errs[i] != nil:
+			ok = false
+			fmt.Fprintf(&b, "[-]%s failed: %v\n", c.Name, errs[i])
+		default:
+			fmt.Fprintf(&b, "[+]%s ok\n", c.Name)
+		}
+	}
+	return b.String(), ok
+}

@@ -1,0 +1,73 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+)
+
+// CertificateFiles are a certificate and its key in files, reloaded when they
+// change, as cert-manager's do. A pair that cannot be read leaves the last good
+// one in use.
+type CertificateFiles struct {
+	watcher *certwatcher.CertWatcher
+	current atomic.Pointer[tls.Certificate]
+}
+
+// NewCertificateFiles reads the files, which are PEM. It errs when they hold no
+// certificate with its key.
+func NewCertificateFiles(certFile, keyFile string) (*CertificateFiles, error) {
+	watcher, err := certwatcher.New(certFile, keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s with key %s: %w", certFile, keyFile, err)
+	}
+	f := &CertificateFiles{watcher: watcher}
+	watcher.RegisterCallback(func(cert tls.Certificate) { f.current.Store(&cert) })
+	cert, err := watcher.GetCertificate(nil)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s: %w", certFile, err)
+	}
+	f.current.Store(cert)
+	return f, nil
+}
+
+// GetCertificate returns the certificate, whatever name the client asks for.
+func (f *CertificateFiles) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return f.current.Load(), nil
+}
+
+// Ready returns nil when the certificate is valid now.
+func (f *CertificateFiles) Ready(context.Context) error {
+	return validNow(f.current.Load(), errors.New("its files were not renewed"))
+}
+
+// Expiry returns when the certificate ends.
+func (f *CertificateFiles) Expiry() time.Time { return f.current.Load().Leaf.NotAfter }
+
+// Run reloads the files when they change, until ctx is done.
+func (f *CertificateFiles) Run(ctx context.Context) error { return f.watcher.Start(ctx) }
+
+// validNow returns nil when cert is valid now, and otherwise says so and why.
+func validNow(cert *tls.Certificate, why error) error {
+	now := time.Now()
+	switch {
+	case cert == nil:
+		return why
+	case now.After(cert.Leaf.NotAfter):
+		return fmt.Errorf("the certificate for %s expired at %s: %w", names(cert), cert.Leaf.NotAfter.Format(time.RFC3339), why)
+	case now.Before(cert.Leaf.NotBefore):
+		return fmt.Errorf("the certificate for %s is valid from %s: check the clock of this machine", names(cert), cert.Leaf.NotBefore.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// names returns the DNS names of a certificate.
+func names(cert *tls.Certificate) []string { return cert.Leaf.DNSNames }

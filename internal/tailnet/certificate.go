@@ -1,0 +1,165 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+	"tailscale.com/client/local"
+)
+
+const (
+	// issueTimeout bounds one order of a certificate, DNS propagation included.
+	issueTimeout = 5 * time.Minute
+	// renewalCheck is how often the tailnet is asked whether a certificate is due.
+	// Certificates that live shortly are asked for more often.
+	renewalCheck = time.Hour
+	// httpsCheck is how often the node looks whether the tailnet issues
+	// certificates, when it does not.
+	httpsCheck = 5 * time.Second
+)
+
+// issueBackoff is the pause between failed orders. It ends at half an hour:
+// Let's Encrypt allows five failed validations of a name per hour.
+var issueBackoff = wait.Backoff{Duration: 5 * time.Second, Factor: 2, Jitter: 0.1, Steps: 10, Cap: 30 * time.Minute}
+
+// errHTTPSDisabled is why a tailnet issues no certificate at all.
+var errHTTPSDisabled = errors.New("the tailnet issues no certificates: enable HTTPS in its DNS settings, or choose another source of TLS (file, off)")
+
+// Certificates keep the certificate for the node's name in memory. It is issued
+// by the tailnet's ACME flow and renewed in the background.
+type Certificates struct {
+	node    *Node
+	log     *slog.Logger
+	current atomic.Pointer[tls.Certificate]
+	failure atomic.Pointer[error]
+}
+
+// Certificates returns the node's certificates. They are obtained by
+// [Certificates.Run].
+func (n *Node) Certificates() *Certificates { return &Certificates{node: n, log: n.config.Log} }
+
+// GetCertificate returns the certificate, whatever name the client asks for: a
+// client without SNI, or with an IP address, gets it too and can verify it against
+// the name it knows. It errs before there is one.
+func (c *Certificates) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if cert := c.current.Load(); cert != nil {
+		return cert, nil
+	}
+	return nil, errors.New("no certificate yet")
+}
+
+// Ready returns nil when there is a certificate that is valid now, and otherwise
+// why there is none.
+func (c *Certificates) Ready(context.Context) error {
+	err := errors.New("no certificate yet: waiting for the tailnet")
+	if failure := c.failure.Load(); failure != nil {
+		err = *failure
+	}
+	return validNow(c.current.Load(), err)
+}
+
+// Expiry returns when the certificate ends, or the zero time before there is one.
+func (c *Certificates) Expiry() time.Time {
+	if cert := c.current.Load(); cert != nil {
+		return cert.Leaf.NotAfter
+	}
+	return time.Time{}
+}
+
+// Run obtains the certificate and keeps it fresh until ctx is done; it returns nil
+// then.
+func (c *Certificates) Run(ctx context.Context) error {
+	backoff := issueBackoff
+	for {
+		if c.node.await(ctx, func(s status) bool { return s.name != "" }) != nil {
+			return nil // ctx is done
+		}
+		changed := c.node.statusChanged()
+		pause := renewalCheck
+		if err := c.refresh(ctx); err != nil {
+			pause = pauseAfter(err, &backoff)
+			if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
+				c.log.WarnContext(ctx, "certificate", "error", err, "retryIn", pause)
+			}
+		} else {
+			c.failure.Store(nil)
+			backoff = issueBackoff
+			pause = min(pause, time.Until(c.Expiry())/6)
+		}
+		c.sleep(ctx, max(pause, time.Second), changed)
+	}
+}
+
+// sleep waits for d, or for a change of the node after which the certificate may
+// be another (its name, HTTPS enabled).
+func (c *Certificates) sleep(ctx context.Context, d time.Duration, changed <-chan struct{}) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-changed:
+	}
+}
+
+// domain returns the name to get a certificate for, or "" when the tailnet issues
+// none.
+func (c *Certificates) domain() string {
+	domains := c.node.server.CertDomains()
+	switch name := c.node.Name(); {
+	case len(domains) == 0:
+		return ""
+	case slices.Contains(domains, name):
+		return name
+	}
+	return domains[0]
+}
+
+// refresh asks the tailnet for the certificate. While one is valid the answer is
+// immediate, and a renewal that is due goes on in Tailscale's code: the next
+// refresh gets its result.
+func (c *Certificates) refresh(ctx context.Context) error {
+	domain := c.domain()
+	if domain == "" {
+		return errHTTPSDisabled
+	}
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
+	defer cancel()
+	certPEM, keyPEM, err := c.node.client.CertPair(ctx, domain)
+	if err != nil {
+		return fmt.Errorf("the certificate for %s: %w", domain, err)
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return fmt.Errorf("the certificate for %s: %w", domain, err)
+	}
+	if old := c.current.Load(); old == nil || !old.Leaf.Equal(cert.Leaf) {
+		c.current.Store(&cert)
+		c.log.InfoContext(ctx, "certificate", "domain", domain, "expires", cert.Leaf.NotAfter)
+	}
+	return nil
+}
+
+// pauseAfter returns how long to wait after err before the next attempt: what a
+// rate limit asks for, if that is longer than the backoff's next step. Looking
+// again whether HTTPS was enabled costs nothing.
+func pauseAfter(err error, backoff *wait.Backoff) time.Duration {
+	if errors.Is(err, errHTTPSDisabled) {
+		return httpsCheck
+	}
+	d := backoff.Step()
+	if after, ok := local.RateLimitRetryAfter(err); ok {
+		return max(after, d)
+	}
+	return d
+}

@@ -1,0 +1,181 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"tailscale.com/ipn"
+)
+
+const (
+	// loginGrace is how long a login may take before another is tried.
+	loginGrace = 30 * time.Second
+	// rewatchDelay is the pause before the IPN bus is watched again.
+	rewatchDelay = time.Second
+)
+
+// loginBackoff is the pause between attempts to log in: each may cost a call of
+// the Tailscale API and a registration with the control server.
+var loginBackoff = wait.Backoff{Duration: 2 * time.Second, Factor: 2, Jitter: 0.1, Steps: 9, Cap: 5 * time.Minute}
+
+// Run keeps the node on the tailnet until ctx is done, and returns nil then.
+func (n *Node) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.watch(ctx) })
+	group.Go(func() error { return n.stayLoggedIn(ctx) })
+	if err := group.Wait(); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// watch follows the node's state and its peers on the IPN bus.
+func (n *Node) watch(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := n.watchOnce(ctx); err != nil && ctx.Err() == nil {
+			n.config.Log.WarnContext(ctx, "watching the tailnet device", "error", err)
+		}
+		n.peers.invalidate() // what happened meanwhile was not seen
+		_ = pause(ctx, rewatchDelay)
+	}
+	return ctx.Err()
+}
+
+func (n *Node) watchOnce(ctx context.Context) error {
+	w, err := n.client.WatchIPNBus(ctx, ipn.NotifyInitialState|ipn.NotifyPeerPatches)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = w.Close() }()
+	for {
+		note, err := w.Next()
+		if err != nil {
+			return err
+		}
+		n.notice(ctx, &note)
+	}
+}
+
+// notice takes in one notification of the IPN bus.
+func (n *Node) notice(ctx context.Context, note *ipn.Notify) {
+	if len(note.PeersChanged) > 0 || len(note.PeersRemoved) > 0 || len(note.PeerChangedPatch) > 0 ||
+		len(note.UserProfiles) > 0 || note.SelfChange != nil || note.State != nil {
+		n.peers.invalidate()
+	}
+	if note.ErrMessage != nil {
+		err := errors.New(*note.ErrMessage)
+		n.config.Log.WarnContext(ctx, "the control server refuses the device", "error", err)
+		n.update(func(s *status) { s.err = fmt.Errorf("the control server says: %w", err) })
+	}
+	if note.BrowseToURL != nil && *note.BrowseToURL != "" {
+		n.update(func(s *status) { s.loginURL = *note.BrowseToURL })
+	}
+	if note.State != nil {
+		n.enter(ctx, *note.State)
+	} else if note.SelfChange != nil {
+		n.setName(ctx, note.SelfChange.Name)
+	}
+}
+
+// enter notes a new state.
+func (n *Node) enter(ctx context.Context, state ipn.State) {
+	var name string
+	if state == ipn.Running {
+		if st, err := n.client.StatusWithoutPeers(ctx); err == nil && st.Self != nil {
+			name = st.Self.DNSName
+		}
+	}
+	n.update(func(s *status) {
+		s.state = state
+		if state == ipn.Running {
+			s.err, s.loginURL = nil, ""
+		}
+	})
+	n.config.Log.InfoContext(ctx, "tailnet device", "state", state.String())
+	if name != "" {
+		n.setName(ctx, name)
+	}
+}
+
+// setName notes the node's FQDN.
+func (n *Node) setName(ctx context.Context, fqdn string) {
+	name := strings.TrimSuffix(fqdn, ".")
+	if name == n.Name() {
+		return
+	}
+	n.update(func(s *status) { s.name = name })
+	n.config.Log.InfoContext(ctx, "on the tailnet", "name", name)
+}
+
+// stayLoggedIn logs the node in whenever it needs that.
+func (n *Node) stayLoggedIn(ctx context.Context) error {
+	for {
+		if err := n.await(ctx, needsLogin); err != nil {
+			return err
+		}
+		for backoff := loginBackoff; ; {
+			// A login is under way: the one that Start began, or the last of this loop.
+			if n.loggedInWithin(ctx, loginGrace) {
+				break
+			}
+			if err := pause(ctx, backoff.Step()); err != nil {
+				return err
+			}
+			if err := n.login(ctx); err != nil {
+				n.config.Log.WarnContext(ctx, "logging in to the tailnet", "error", err)
+				n.update(func(s *status) { s.err = err })
+			}
+		}
+	}
+}
+
+func needsLogin(s status) bool { return s.state == ipn.NeedsLogin }
+
+// loggedInWithin waits until the node needs no login any more, gives up early when
+// the attempt fails, and reports whether it is logged in. A node that a person
+// must log in is waited for without end.
+func (n *Node) loggedInWithin(ctx context.Context, grace time.Duration) bool {
+	if n.config.Keys != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, grace)
+		defer cancel()
+	}
+	loggedIn := false
+	_ = n.await(ctx, func(s status) bool {
+		loggedIn = !needsLogin(s)
+		return loggedIn || s.err != nil
+	})
+	return loggedIn
+}
+
+// authKey returns a key for the next login, or "" when a person logs the node in.
+func (n *Node) authKey(ctx context.Context) (string, error) {
+	if n.config.Keys == nil {
+		return "", nil
+	}
+	return n.config.Keys.AuthKey(ctx)
+}
+
+// login begins a login with a new key.
+func (n *Node) login(ctx context.Context) error {
+	key, err := n.authKey(ctx)
+	if err != nil {
+		return err
+	}
+	n.update(func(s *status) { s.err = nil })
+	if err := n.client.Start(ctx, ipn.Options{AuthKey: key}); err != nil {
+		return fmt.Errorf("starting a login: %w", err)
+	}
+	if err := n.client.StartLoginInteractive(ctx); err != nil {
+		return fmt.Errorf("starting a login: %w", err)
+	}
+	return nil
+}

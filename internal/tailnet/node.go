@@ -1,0 +1,211 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"tailscale.com/client/local"
+	"tailscale.com/ipn"
+	"tailscale.com/ipn/store"
+	"tailscale.com/tsnet"
+	"tailscale.com/wgengine/filter"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
+)
+
+// Config is what a [Node] is made of.
+type Config struct {
+	// Hostname is the name that the device asks for.
+	Hostname string
+	// Dir is a folder that the node may write to. It holds the state when Store is nil.
+	Dir string
+	// Store holds the state, or is nil.
+	Store ipn.StateStore
+	// ControlURL is the control server; "" means Tailscale's.
+	ControlURL string
+	// Tags are what the device asks to be tagged with.
+	Tags []string
+	// Port is the UDP port for WireGuard; 0 means any.
+	Port uint16
+	// Keys log the node in, or are nil: then a person does, at the address that
+	// [Node.Ready] tells.
+	Keys Keys
+	// Log gets what the node has to say; at level debug, all that Tailscale's code says.
+	Log *slog.Logger
+}
+
+// Node is a device of a tailnet, run by this process.
+type Node struct {
+	config Config
+	server *tsnet.Server
+	client *local.Client
+	peers  *peers
+
+	mu      sync.Mutex
+	status  status
+	changed chan struct{} // closed and replaced when status changes
+}
+
+// status is what is known of the node's way onto the tailnet.
+type status struct {
+	state    ipn.State
+	loginURL string
+	err      error  // why the last attempt to log in failed, or nil
+	name     string // FQDN without the trailing dot
+}
+
+// NewNode returns a node that is not on the tailnet yet: see [Node.Run].
+func NewNode(config Config) (*Node, error) {
+	if config.Store == nil {
+		s, err := store.New(debugf(config.Log), filepath.Join(config.Dir, "tailscaled.state"))
+		if err != nil {
+			return nil, fmt.Errorf("the device's state in %s: %w", config.Dir, err)
+		}
+		config.Store = s
+	}
+	return &Node{
+		config: config,
+		server: &tsnet.Server{
+			Dir: config.Dir, Store: config.Store, Hostname: config.Hostname, ControlURL: config.ControlURL,
+			AdvertiseTags: config.Tags, Port: config.Port,
+			Logf: debugf(config.Log), UserLogf: debugf(config.Log),
+		},
+		changed: make(chan struct{}),
+	}, nil
+}
+
+// debugf returns a logger for Tailscale's code.
+func debugf(log *slog.Logger) func(string, ...any) {
+	return func(format string, args ...any) {
+		if ctx := context.Background(); log.Enabled(ctx, slog.LevelDebug) {
+			log.DebugContext(ctx, strings.TrimSpace(fmt.Sprintf(format, args...)), "from", "tailscale")
+		}
+	}
+}
+
+// Start starts the node with what its state holds, or with an auth key when it
+// holds nothing. It returns before the node is on the tailnet; [Node.Run] must be
+// running for it to get and stay there. The only errors are of this machine.
+func (n *Node) Start(ctx context.Context) error {
+	if _, err := n.config.Store.ReadState(ipn.CurrentProfileStateKey); errors.Is(err, ipn.ErrStateNotExist) {
+		// A first key at the start saves a login that asks for one. If it cannot be
+		// had, Run keeps trying.
+		key, err := n.authKey(ctx)
+		if err != nil {
+			n.config.Log.WarnContext(ctx, "no auth key yet", "error", err)
+			n.update(func(s *status) { s.err = err })
+		}
+		n.server.AuthKey = key
+	}
+	client, err := n.server.LocalClient() // starts the server
+	if err != nil {
+		return fmt.Errorf("starting the tailnet device: %w", err)
+	}
+	n.client = client
+	engine := n.server.Sys().Engine.Get()
+	n.peers = newPeers(client.WhoIs, func() *filter.Filter { return engine.GetFilter() })
+	return nil
+}
+
+// Close takes the node off the tailnet for this run. Its state stays.
+func (n *Node) Close() error { return n.server.Close() }
+
+// Listen listens on the node's tailnet addresses only, for example on ":443".
+func (n *Node) Listen(addr string) (net.Listener, error) {
+	l, err := n.server.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listening on port %s of the tailnet: %w", addr, err)
+	}
+	return l, nil
+}
+
+// Identify returns who is at addr. See [identity.FromWhoIs] for its errors.
+func (n *Node) Identify(ctx context.Context, addr netip.Addr) (identity.Identity, error) {
+	return n.peers.identify(ctx, addr)
+}
+
+// Changed returns a channel that is closed when an answer of Identify may have
+// changed.
+func (n *Node) Changed() <-chan struct{} { return n.peers.changes() }
+
+// Name returns the node's FQDN without the trailing dot, or "" before it has one.
+func (n *Node) Name() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.status.name
+}
+
+// Ready returns nil when the node is on the tailnet, and otherwise what keeps it
+// off and what to do about that.
+func (n *Node) Ready(context.Context) error {
+	n.mu.Lock()
+	s := n.status
+	n.mu.Unlock()
+	switch {
+	case s.state == ipn.Running:
+		return nil
+	case s.err != nil:
+		return fmt.Errorf("cannot log in to the tailnet: %w", s.err)
+	case s.state == ipn.NeedsMachineAuth:
+		return errors.New("the device waits for approval: approve it in the admin console of the tailnet")
+	case s.loginURL != "":
+		return fmt.Errorf("the device is not logged in: open %s", s.loginURL)
+	}
+	return fmt.Errorf("not on the tailnet yet (state %s)", s.state)
+}
+
+// update changes the status and tells those who wait.
+func (n *Node) update(change func(*status)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	change(&n.status)
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// statusChanged returns a channel that is closed at the next change of the status.
+func (n *Node) statusChanged() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.changed
+}
+
+// await returns when the condition holds for the status, or with ctx's error.
+func (n *Node) await(ctx context.Context, condition func(status) bool) error {
+	for {
+		n.mu.Lock()
+		s, changed := n.status, n.changed
+		n.mu.Unlock()
+		if condition(s) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// pause waits for d or until ctx is done.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

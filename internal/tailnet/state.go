@@ -1,0 +1,117 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"tailscale.com/ipn"
+)
+
+// writeTimeout bounds one write of state, its retries included.
+const writeTimeout = 30 * time.Second
+
+// SecretStore keeps a node's state in a Kubernetes Secret. Its keys are those of
+// Tailscale's own store, so that a device can move between the two. It needs get
+// and patch on that Secret, and create in the namespace when it does not exist.
+type SecretStore struct {
+	secrets typedcorev1.SecretInterface
+	name    string
+
+	mu   sync.Mutex // also held while writing, so that writes keep their order
+	data map[string][]byte
+}
+
+var _ ipn.StateStore = (*SecretStore)(nil)
+
+// NewSecretStore reads the Secret, creates it when there is none, and returns the
+// store.
+func NewSecretStore(ctx context.Context, client kubernetes.Interface, namespace, name string) (*SecretStore, error) {
+	s := &SecretStore{secrets: client.CoreV1().Secrets(namespace), name: name}
+	secret, err := s.secrets.Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		secret, err = s.secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the device's state in Secret %s/%s: %w", namespace, name, err)
+	}
+	s.data = maps.Clone(secret.Data)
+	if s.data == nil {
+		s.data = map[string][]byte{}
+	}
+	return s, nil
+}
+
+// ReadState returns what was last written, from memory.
+func (s *SecretStore) ReadState(id ipn.StateKey) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	value, ok := s.data[secretKey(id)]
+	if !ok {
+		return nil, ipn.ErrStateNotExist
+	}
+	return value, nil
+}
+
+// WriteState writes one key of the Secret. It tries again while the API server
+// cannot answer, for up to half a minute.
+func (s *SecretStore) WriteState(id ipn.StateKey, value []byte) error {
+	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := secretKey(id)
+	patch, err := json.Marshal(map[string]any{"data": map[string]any{key: value}}) // nil deletes
+	if err != nil {
+		return fmt.Errorf("encoding state %q: %w", id, err)
+	}
+	var last error
+	err = wait.ExponentialBackoffWithContext(ctx, wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 10, Cap: 5 * time.Second}, func(ctx context.Context) (bool, error) {
+		_, last = s.secrets.Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "tailhelm"})
+		if apierrors.IsForbidden(last) || apierrors.IsNotFound(last) || apierrors.IsInvalid(last) {
+			return false, last
+		}
+		return last == nil, nil
+	})
+	if err != nil {
+		if last != nil {
+			err = last
+		}
+		return fmt.Errorf("writing state %q to Secret %s: %w", id, s.name, err)
+	}
+	if value == nil {
+		delete(s.data, key)
+	} else {
+		s.data[key] = value
+	}
+	return nil
+}
+
+// String names the store in logs.
+func (s *SecretStore) String() string { return "Secret " + s.name }
+
+// secretKey returns the key of a Secret for id: Kubernetes allows letters,
+// digits, '-', '_' and '.', and Tailscale's store puts '_' for the rest.
+func secretKey(id ipn.StateKey) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '.':
+			return r
+		}
+		return '_'
+	}, string(id))
+}
