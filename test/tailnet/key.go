@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -41,7 +42,7 @@ func (t *Tailnet) CreateKey(o KeyOptions) string {
 
 // RevokeKey makes an auth key invalid. Devices which registered with it stay.
 func (t *Tailnet) RevokeKey(key string) error {
-	k := t.keys.find(key)
+	k := t.keys.bySecret(key)
 	if k == nil {
 		return errors.New("no such auth key")
 	}
@@ -89,10 +90,10 @@ func (s *keyStore) create(k authKey) authKey {
 // newCredentialID makes an id in the form that Tailscale's ids have.
 func newCredentialID() string { return "k" + rand.Text()[:10] + "CNTRL" }
 
-// use spends the key, if it is good, for the registration of one device. The
-// error is worded as Tailscale's control server words it, for users and tools
-// which look for these words.
-func (s *keyStore) use(secret string) (authKey, error) {
+// use spends the key, if it is good and accept agrees, for the registration of
+// one device. Errors are worded as Tailscale's control server words them, for
+// users and tools which look for these words.
+func (s *keyStore) use(secret string, accept func(*authKey) error) (authKey, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range s.keys {
@@ -102,21 +103,31 @@ func (s *keyStore) use(secret string) (authKey, error) {
 		if !k.valid(time.Now()) {
 			return authKey{}, fmt.Errorf("invalid key: API key %s not valid", k.id)
 		}
+		if err := accept(k); err != nil {
+			return authKey{}, err
+		}
 		k.used = true
 		return *k, nil
 	}
 	return authKey{}, errors.New("invalid key: API key does not exist")
 }
 
-// find returns a copy of the key with this id or secret, or nil.
-func (s *keyStore) find(idOrSecret string) *authKey {
+// bySecret returns a copy of a key, or nil.
+func (s *keyStore) bySecret(secret string) *authKey {
+	return s.find(func(k *authKey) bool { return k.secret == secret })
+}
+
+// byID returns a copy of a key, or nil.
+func (s *keyStore) byID(id string) *authKey {
+	return s.find(func(k *authKey) bool { return k.id == id })
+}
+
+func (s *keyStore) find(match func(*authKey) bool) *authKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, k := range s.keys {
-		if k.id == idOrSecret || k.secret == idOrSecret {
-			found := *k
-			return &found
-		}
+	if i := slices.IndexFunc(s.keys, match); i >= 0 {
+		found := *s.keys[i]
+		return &found
 	}
 	return nil
 }

@@ -60,16 +60,11 @@ func (t *Tailnet) loginLocked(machine key.MachinePublic, req *tailcfg.RegisterRe
 	if req.Auth == nil || req.Auth.AuthKey == "" {
 		return &tailcfg.RegisterResponse{AuthURL: t.URL() + "/a/" + strings.ToLower(rand.Text()[:12])}
 	}
-	// Tags are judged first: a refusal must not spend a single-use key.
-	peek := t.keys.find(req.Auth.AuthKey)
 	var identity Identity
-	if peek != nil {
-		var err error
-		if identity, err = t.requestTagsLocked(peek.identity, req.Hostinfo.RequestTags); err != nil {
-			return &tailcfg.RegisterResponse{Error: err.Error()}
-		}
-	}
-	k, err := t.keys.use(req.Auth.AuthKey)
+	k, err := t.keys.use(req.Auth.AuthKey, func(k *authKey) (err error) {
+		identity, err = t.requestTagsLocked(k.identity, req.Hostinfo.RequestTags)
+		return err
+	})
 	if err != nil {
 		return &tailcfg.RegisterResponse{Error: err.Error()}
 	}

@@ -1,0 +1,274 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"tailscale.com/client/local"
+	"tailscale.com/client/tailscale/apitype"
+	"tailscale.com/ipn"
+
+	"github.com/tailhelm/tailhelm/test/tailnet"
+)
+
+func TestRemove(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	server, laptop := device(t, tn, "server", proxy), device(t, tn, "laptop", alice)
+	addr := laptop.Addrs()[0].String()
+	if err := server.WaitWhoIs(testContext(t), addr, found); err != nil {
+		t.Fatal(err)
+	}
+	if err := tn.Remove("laptop"); err != nil {
+		t.Fatal(err)
+	}
+	gone := func(_ *apitype.WhoIsResponse, err error) bool { return errors.Is(err, local.ErrPeerNotFound) }
+	if err := server.WaitWhoIs(testContext(t), addr, gone); err != nil {
+		t.Fatal(err)
+	}
+	if err := tn.Remove("laptop"); err == nil {
+		t.Error("a device was removed twice")
+	}
+	again := device(t, tn, "laptop", bob)
+	if again.Name() != "laptop" || again.Addrs()[0] == laptop.Addrs()[0] {
+		t.Errorf("the new laptop is %s at %s", again.Name(), again.Addrs())
+	}
+}
+
+func found(_ *apitype.WhoIsResponse, err error) bool { return err == nil }
+
+func TestExpire(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	server, laptop := device(t, tn, "server", proxy), device(t, tn, "laptop", alice)
+	whoServer(t, server)
+	get(t, laptop.HTTPClient(), "http://server")
+	if err := tn.Expire("laptop"); err != nil {
+		t.Fatal(err)
+	}
+	expired := func(who *apitype.WhoIsResponse, err error) bool { return err == nil && who.Node.Expired }
+	if err := server.WaitWhoIs(testContext(t), laptop.Addrs()[0].String(), expired); err != nil {
+		t.Fatal(err)
+	}
+	waitState(t, laptop, ipn.NeedsLogin)
+	if d := tn.Devices()[1]; d.Name != "laptop" || !d.Expired {
+		t.Errorf("Devices = %+v, want an expired laptop", tn.Devices())
+	}
+}
+
+func waitState(t *testing.T, d *tailnet.Device, want ipn.State) {
+	t.Helper()
+	w, err := d.Local().WatchIPNBus(testContext(t), ipn.NotifyInitialState)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for {
+		n, err := w.Next()
+		if err != nil {
+			t.Fatalf("waiting for state %v: %v", want, err)
+		}
+		if n.State != nil && *n.State == want {
+			return
+		}
+	}
+}
+
+func TestSetIdentity(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	server, laptop := device(t, tn, "server", proxy), device(t, tn, "laptop", alice)
+	for _, tc := range []struct {
+		id    tailnet.Identity
+		login string
+	}{{bob, bob.Login}, {tailnet.Identity{Tags: []string{"tag:ci"}}, "tagged-devices"}, {alice, alice.Login}} {
+		if err := tn.SetIdentity("laptop", tc.id); err != nil {
+			t.Fatal(err)
+		}
+		is := func(who *apitype.WhoIsResponse, err error) bool {
+			return err == nil && who.UserProfile.LoginName == tc.login && len(who.Node.Tags) == len(tc.id.Tags)
+		}
+		if err := server.WaitWhoIs(testContext(t), laptop.Addrs()[0].String(), is); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := tn.SetIdentity("laptop", tailnet.Identity{Tags: []string{"ci"}}); err == nil {
+		t.Error("a malformed tag was accepted")
+	}
+	if err := tn.SetIdentity("nobody", alice); err == nil {
+		t.Error("an unknown device was accepted")
+	}
+}
+
+func TestControlRestart(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	server, laptop := device(t, tn, "server", proxy), device(t, tn, "laptop", alice)
+	whoServer(t, server)
+	if err := tn.StopControl(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"server", "laptop"} {
+		if err := tn.WaitOnline(testContext(t), name, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, got := get(t, laptop.HTTPClient(), "http://server"); got != "alice@example.com [] 0" {
+		t.Errorf("without control WhoIs is %q", got)
+	}
+	if err := tn.SetIdentity("laptop", bob); err != nil {
+		t.Fatal(err)
+	}
+	if err := tn.StartControl(); err != nil {
+		t.Fatal(err)
+	}
+	if err := tn.StartControl(); err == nil {
+		t.Error("a running control server started again")
+	}
+	isBob := func(who *apitype.WhoIsResponse, err error) bool { return err == nil && who.UserProfile.LoginName == bob.Login }
+	if err := server.WaitWhoIs(testContext(t), laptop.Addrs()[0].String(), isBob); err != nil {
+		t.Fatal(err)
+	}
+	device(t, tn, "late", bob)
+}
+
+func TestRestrictNetwork(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true, RestrictNetwork: true})
+	if err := tn.SetGrants(tailnet.Grant{Src: []string{alice.Login}, Dst: []string{"tag:proxy"}, IP: []string{"tcp:80"}}); err != nil {
+		t.Fatal(err)
+	}
+	server, laptop, phone := device(t, tn, "server", proxy), device(t, tn, "laptop", alice), device(t, tn, "phone", bob)
+	whoServer(t, server)
+	if _, got := get(t, laptop.HTTPClient(), "http://server"); got != "alice@example.com [] 0" {
+		t.Errorf("alice gets %q", got)
+	}
+	if _, err := server.Local().WhoIs(testContext(t), phone.Addrs()[0].String()); !errors.Is(err, local.ErrPeerNotFound) {
+		t.Errorf("WhoIs of a device without access = %v, want not found", err)
+	}
+	tn.RestrictNetwork(false)
+	if err := server.WaitWhoIs(testContext(t), phone.Addrs()[0].String(), found); err != nil {
+		t.Fatal(err)
+	}
+	if _, got := get(t, phone.HTTPClient(), "http://"+server.Addrs()[0].String()); got != "bob@example.com [] 0" {
+		t.Errorf("bob gets %q", got)
+	}
+}
+
+func TestLogoutAndLogin(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	d := device(t, tn, "laptop", alice)
+	if err := d.Local().Logout(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if got := tn.Devices(); len(got) != 1 || !got[0].Expired {
+		t.Fatalf("after the logout: %+v, want an expired laptop", got)
+	}
+	if err := d.Local().Start(testContext(t), ipn.Options{AuthKey: tn.AuthKey(alice), UpdatePrefs: &ipn.Prefs{ControlURL: tn.URL(), Hostname: "laptop", WantRunning: true}}); err != nil {
+		t.Fatal(err)
+	}
+	online := func(ds []tailnet.DeviceStatus) bool { return len(ds) == 1 && ds[0].Online && !ds[0].Expired }
+	if err := tn.WaitDevices(testContext(t), online); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEphemeralLogout(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	if err := up(t, tn, "keeps", tn.AuthKey(alice)); err != nil {
+		t.Fatal(err)
+	}
+	d := device(t, tn, "laptop", alice)
+	_ = d
+}
+
+func TestC2N(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	device(t, tn, "server", proxy)
+	for range 3 {
+		req, err := http.NewRequestWithContext(testContext(t), http.MethodPost, "http://unused/echo", strings.NewReader("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := tn.C2N(testContext(t), "server", req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			t.Errorf("echo = %s", res.Status)
+		}
+	}
+}
+
+func TestUnknownPaths(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	for _, path := range []string{"/", "/healthz", "/machine/map", "/api/v2/nothing", "/acme/dir"} {
+		if res, _ := get(t, http.DefaultClient, tn.URL()+path); res.StatusCode != http.StatusNotFound {
+			t.Errorf("GET %s = %s, want 404", path, res.Status)
+		}
+	}
+}
+
+func TestCertificateFaults(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{})
+	server := device(t, tn, "server", proxy)
+	issue := func() error {
+		ctx, cancel := context.WithTimeout(testContext(t), 30*time.Second)
+		defer cancel()
+		_, _, err := server.Local().CertPair(ctx, server.FQDN())
+		return err
+	}
+	for name, tc := range map[string]struct {
+		path  string
+		fault tailnet.Fault
+		want  string
+	}{
+		"authority down":  {tailnet.PathACME, tailnet.Fault{Status: http.StatusForbidden}, "403"},
+		"order refused":   {tailnet.PathACMENewOrder, tailnet.Fault{Status: http.StatusForbidden, Problem: "rejectedIdentifier", Message: "no such names"}, "no such names"},
+		"not signed":      {tailnet.PathACMEFinalize, tailnet.Fault{Status: http.StatusForbidden, Message: "not today"}, "not today"},
+		"set-dns refused": {tailnet.PathSetDNS, tailnet.Fault{Status: http.StatusInternalServerError, Message: "no DNS"}, "no DNS"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clear := tn.Fail(tc.path, tc.fault)
+			defer clear()
+			if err := issue(); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("CertPair = %v, want %q", err, tc.want)
+			}
+		})
+	}
+	if err := tn.SetHTTPS(false); err != nil {
+		t.Fatal(err)
+	}
+	noDomains := func() bool {
+		status, err := server.Local().StatusWithoutPeers(testContext(t))
+		return err == nil && len(status.CertDomains) == 0
+	}
+	waitFor(t, "no certificate domains", noDomains)
+	if err := issue(); err == nil {
+		t.Error("a certificate was issued without HTTPS")
+	}
+	if err := tn.SetHTTPS(true); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "certificate domains", func() bool { return !noDomains() })
+	if err := issue(); err != nil {
+		t.Error(err)
+	}
+}
+
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	ctx := testContext(t)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waiting for %s: %v", what, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
