@@ -34,6 +34,8 @@ type Device struct {
 	client *http.Client
 	proxy  *url.URL
 
+	proxyListener net.Listener
+
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -60,7 +62,9 @@ func (t *Tailnet) Device(ctx context.Context, hostname string, id Identity) (_ *
 			err = errors.Join(fmt.Errorf("device %s: %w", hostname, err), d.Close())
 		}
 	}()
-	t.change(func() { t.devices[d] = true })
+	t.mu.Lock()
+	t.devices[d] = false
+	t.mu.Unlock()
 	status, err := d.server.Up(ctx)
 	if err != nil {
 		return nil, err
@@ -73,17 +77,60 @@ func (t *Tailnet) Device(ctx context.Context, hostname string, id Identity) (_ *
 	if d.local, err = d.server.LocalClient(); err != nil {
 		return nil, err
 	}
-	addr, credential, _, err := d.server.Loopback()
-	if err != nil {
-		return nil, fmt.Errorf("starting the SOCKS5 proxy: %w", err)
+	if err := d.startProxy(ctx); err != nil {
+		return nil, err
 	}
-	d.proxy = &url.URL{Scheme: "socks5", User: url.UserPassword("tsnet", credential), Host: addr}
 	d.client = &http.Client{Transport: &http.Transport{
 		DialContext:       d.Dial,
 		TLSClientConfig:   &tls.Config{RootCAs: t.Roots(), MinVersion: tls.VersionTLS12},
 		ForceAttemptHTTP2: true,
 	}}
+	if err := d.waitKnown(ctx); err != nil {
+		return nil, err
+	}
 	return d, nil
+}
+
+// waitKnown waits until d and the other devices of this process know each
+// other: a device drops what a stranger sends, and the stranger tries again
+// only seconds later.
+func (d *Device) waitKnown(ctx context.Context) error {
+	d.t.mu.Lock()
+	d.t.devices[d] = true
+	d.t.mu.Unlock()
+	for _, other := range d.t.openDevices(true) {
+		if other == d {
+			continue
+		}
+		for _, pair := range [][2]*Device{{d, other}, {other, d}} {
+			known := func(_ *apitype.WhoIsResponse, err error) bool {
+				return err == nil || !d.t.acquainted(d, other)
+			}
+			if err := pair[0].WaitWhoIs(ctx, pair[1].addrs[0].String(), known); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// acquainted reports whether two devices are online and should know each other.
+func (t *Tailnet) acquainted(a, b *Device) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n, m := t.nodeOfLocked(a), t.nodeOfLocked(b)
+	return n != nil && m != nil && n.stream != nil && m.stream != nil && t.visibleLocked(n, m)
+}
+
+// nodeOfLocked is the node of d, or nil if it was removed. Another device may
+// have its name by then.
+func (t *Tailnet) nodeOfLocked(d *Device) *node {
+	for _, n := range t.nodes {
+		if n.addrs[0].Addr() == d.addrs[0] {
+			return n
+		}
+	}
+	return nil
 }
 
 // waitHomeDERP waits until s is connected to its DERP region: until then the
@@ -130,20 +177,9 @@ func (d *Device) Server() *tsnet.Server { return d.server }
 // Local is a client of the device's own API, for WhoIs and the like.
 func (d *Device) Local() *local.Client { return d.local }
 
-// Dial connects to an address in the tailnet: host:port, where host is a
-// MagicDNS name, its first label or an IP address.
-func (d *Device) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	return d.server.Dial(ctx, network, addr)
-}
-
 // HTTPClient is a client from this device which trusts [Tailnet.Roots] and
 // speaks HTTP/2 where the server does. It is always the same one.
 func (d *Device) HTTPClient() *http.Client { return d.client }
-
-// ProxyURL is a SOCKS5 proxy on loopback by which other processes connect
-// from this device, for example kubectl by proxy-url in its kubeconfig. The
-// credential in the URL is needed.
-func (d *Device) ProxyURL() *url.URL { u := *d.proxy; return &u }
 
 // WaitWhoIs asks this device who the peer at addr (an address, or one with a
 // port) is, until done says so or ctx ends. done gets what WhoIs returned; an
@@ -171,19 +207,18 @@ func (d *Device) Close() error {
 		if d.client != nil {
 			d.client.CloseIdleConnections()
 		}
-		d.closeErr = d.server.Close()
+		var err error
+		if d.proxyListener != nil {
+			err = d.proxyListener.Close()
+		}
+		d.closeErr = errors.Join(err, d.server.Close())
 	})
 	return d.closeErr
 }
 
 // closeDevices closes every device, at the same time.
 func (t *Tailnet) closeDevices() error {
-	t.mu.Lock()
-	var open []*Device
-	for d := range t.devices {
-		open = append(open, d)
-	}
-	t.mu.Unlock()
+	open := t.openDevices(false)
 	errs := make([]error, len(open))
 	var all sync.WaitGroup
 	for i, d := range open {
@@ -191,4 +226,17 @@ func (t *Tailnet) closeDevices() error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// openDevices are the devices not yet closed: all, or those that are up.
+func (t *Tailnet) openDevices(up bool) []*Device {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var open []*Device
+	for d, isUp := range t.devices {
+		if isUp || !up {
+			open = append(open, d)
+		}
+	}
+	return open
 }

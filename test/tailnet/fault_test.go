@@ -14,6 +14,7 @@ import (
 	"tailscale.com/client/local"
 	"tailscale.com/client/tailscale/apitype"
 	"tailscale.com/ipn"
+	"tailscale.com/tsnet"
 
 	"github.com/tailhelm/tailhelm/test/tailnet"
 )
@@ -128,7 +129,9 @@ func TestControlRestart(t *testing.T) {
 	if err := tn.StartControl(); err == nil {
 		t.Error("a running control server started again")
 	}
-	isBob := func(who *apitype.WhoIsResponse, err error) bool { return err == nil && who.UserProfile.LoginName == bob.Login }
+	isBob := func(who *apitype.WhoIsResponse, err error) bool {
+		return err == nil && who.UserProfile.LoginName == bob.Login
+	}
 	if err := server.WaitWhoIs(testContext(t), laptop.Addrs()[0].String(), isBob); err != nil {
 		t.Fatal(err)
 	}
@@ -152,36 +155,77 @@ func TestRestrictNetwork(t *testing.T) {
 	if err := server.WaitWhoIs(testContext(t), phone.Addrs()[0].String(), found); err != nil {
 		t.Fatal(err)
 	}
-	if _, got := get(t, phone.HTTPClient(), "http://"+server.Addrs()[0].String()); got != "bob@example.com [] 0" {
-		t.Errorf("bob gets %q", got)
+	if res, got := get(t, phone.HTTPClient(), "http://"+server.Addrs()[0].String()); got != "bob@example.com [] 0" {
+		t.Errorf("bob gets %s %q %v", res.Status, got, res.Header)
 	}
 }
 
-func TestLogoutAndLogin(t *testing.T) {
+// TestKeptState starts a node again and again with the state it has kept.
+func TestKeptState(t *testing.T) {
 	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
-	d := device(t, tn, "laptop", alice)
-	if err := d.Local().Logout(testContext(t)); err != nil {
+	dir := t.TempDir()
+	start := func(key string) (*tsnet.Server, error) {
+		s := &tsnet.Server{Dir: dir, Hostname: "laptop", ControlURL: tn.URL(), AuthKey: key, UserLogf: func(string, ...any) {}}
+		_, err := s.Up(testContext(t))
+		return s, err
+	}
+	one := func(what string) tailnet.DeviceStatus {
+		t.Helper()
+		devices := tn.Devices()
+		if len(devices) != 1 || devices[0].Name != "laptop" {
+			t.Fatalf("%s: %+v, want one laptop", what, devices)
+		}
+		return devices[0]
+	}
+	for _, tc := range []struct{ name, key string }{
+		{"first", tn.AuthKey(alice)}, {"without a key", ""}, {"with a bad key", "tskey-auth-bad"},
+	} {
+		s, err := start(tc.key)
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatalf("%s: %v", tc.name, err)
+		}
+		one(tc.name)
+	}
+	s, err := start("")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := tn.Devices(); len(got) != 1 || !got[0].Expired {
-		t.Fatalf("after the logout: %+v, want an expired laptop", got)
-	}
-	if err := d.Local().Start(testContext(t), ipn.Options{AuthKey: tn.AuthKey(alice), UpdatePrefs: &ipn.Prefs{ControlURL: tn.URL(), Hostname: "laptop", WantRunning: true}}); err != nil {
+	lc, err := s.LocalClient()
+	if err != nil {
 		t.Fatal(err)
 	}
-	online := func(ds []tailnet.DeviceStatus) bool { return len(ds) == 1 && ds[0].Online && !ds[0].Expired }
-	if err := tn.WaitDevices(testContext(t), online); err != nil {
+	if err := errors.Join(lc.Logout(testContext(t)), s.Close()); err != nil {
 		t.Fatal(err)
+	}
+	if d := one("logged out"); !d.Expired {
+		t.Errorf("after the logout: %+v, want it expired", d)
+	}
+	s, err = start(tn.AuthKey(alice))
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if d := one("logged in again"); d.Expired {
+		t.Errorf("after the login: %+v, want it not expired", d)
 	}
 }
 
 func TestEphemeralLogout(t *testing.T) {
 	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
-	if err := up(t, tn, "keeps", tn.AuthKey(alice)); err != nil {
+	key := tn.CreateKey(tailnet.KeyOptions{Identity: alice, Ephemeral: true})
+	s := &tsnet.Server{Dir: t.TempDir(), Hostname: "job", ControlURL: tn.URL(), AuthKey: key, UserLogf: func(string, ...any) {}}
+	if _, err := s.Up(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	d := device(t, tn, "laptop", alice)
-	_ = d
+	lc, err := s.LocalClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(lc.Logout(testContext(t)), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if devices := tn.Devices(); len(devices) != 0 {
+		t.Errorf("after the logout: %+v, want none", devices)
+	}
 }
 
 func TestC2N(t *testing.T) {

@@ -5,20 +5,11 @@ package tailnet
 
 import (
 	"path/filepath"
+	"sync"
 
 	"tailscale.com/envknob"
 	"tailscale.com/net/netns"
 )
-
-// environment keeps devices of a process inside this tailnet: certificates
-// from its authority, no logs to Tailscale, no packets to the local router.
-func (t *Tailnet) environment() map[string]string {
-	return map[string]string{
-		"TS_DEBUG_ACME_DIRECTORY_URL": t.ACMEDirectory(),
-		"TS_NO_LOGS_NO_SUPPORT":       "true",
-		"TS_DISABLE_PORTMAPPER":       "true",
-	}
-}
 
 // ACMEDirectory is the URL of the certificate authority's directory. Without
 // HTTPS it is one that answers 404: a device would else turn to Let's Encrypt.
@@ -34,11 +25,26 @@ func (t *Tailnet) ACMEDirectory() string {
 // process's: of several tailnets at a time, only the one set up last issues
 // certificates to nodes of this process. It may be called again to change that.
 func (t *Tailnet) SetupProcess() {
+	setupOnce()
+	envknob.Setenv(directoryVariable, t.ACMEDirectory())
+}
+
+// setupOnce sets what is the same for every tailnet, once, because running
+// nodes read it.
+var setupOnce = sync.OnceFunc(func() {
 	netns.SetEnabled(false) // no need to escape from a VPN's routes on loopback
-	envknob.SetNoLogsNoSupport()
-	for k, v := range t.environment() {
+	for k, v := range isolation {
 		envknob.Setenv(k, v)
 	}
+})
+
+const directoryVariable = "TS_DEBUG_ACME_DIRECTORY_URL"
+
+// isolation keeps nodes from sending logs to Tailscale and from talking to
+// the local router.
+var isolation = map[string]string{
+	"TS_NO_LOGS_NO_SUPPORT": "true",
+	"TS_DISABLE_PORTMAPPER": "true",
 }
 
 // Environ is for other processes whose nodes join this tailnet, as "NAME=value"
@@ -46,8 +52,8 @@ func (t *Tailnet) SetupProcess() {
 // directory and the tailnet's certificates (as machines trust those of Let's
 // Encrypt), besides what the system trusts.
 func (t *Tailnet) Environ() []string {
-	env := []string{"SSL_CERT_FILE=" + t.trustFile()}
-	for k, v := range t.environment() {
+	env := []string{"SSL_CERT_FILE=" + t.trustFile(), directoryVariable + "=" + t.ACMEDirectory()}
+	for k, v := range isolation {
 		env = append(env, k+"="+v)
 	}
 	return env

@@ -66,7 +66,7 @@ type Tailnet struct {
 	nodes    map[key.NodePublic]*node  // by current key
 	lastID   tailcfg.NodeID            // never reused
 	c2n      map[string]chan<- []byte  // replies awaited, by token
-	devices  map[*Device]bool
+	devices  map[*Device]bool          // true: up
 
 	closeOnce sync.Once
 	closeErr  error

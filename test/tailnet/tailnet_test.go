@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -212,5 +213,47 @@ func TestCertificate(t *testing.T) {
 	}
 	if _, _, err := server.Local().CertPair(testContext(t), laptop.FQDN()); err == nil {
 		t.Error("a device got a certificate for another device's name")
+	}
+}
+
+func TestDialStaysInTailnet(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	laptop := device(t, tn, "laptop", alice)
+	host := strings.TrimPrefix(tn.URL(), "http://")
+	for _, addr := range []string{host, "localhost:80", "example.com:443", "nobody:80", "nobody." + tn.Domain() + ":80"} {
+		if conn, err := laptop.Dial(testContext(t), "tcp", addr); err == nil {
+			conn.Close()
+			t.Errorf("Dial %s worked", addr)
+		}
+	}
+	short, cancel := context.WithTimeout(testContext(t), 200*time.Millisecond)
+	defer cancel()
+	if conn, err := laptop.Dial(short, "tcp", "100.64.0.99:80"); err == nil {
+		conn.Close()
+		t.Error("Dial of an address without a device worked")
+	}
+}
+
+func TestProxyURL(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	server, laptop := device(t, tn, "server", proxy), device(t, tn, "laptop", alice)
+	whoServer(t, server)
+	client := func(u *url.URL) *http.Client {
+		tr := &http.Transport{Proxy: http.ProxyURL(u)}
+		t.Cleanup(tr.CloseIdleConnections)
+		return &http.Client{Transport: tr}
+	}
+	if _, got := get(t, client(laptop.ProxyURL()), "http://server"); got != "alice@example.com [] 0" {
+		t.Errorf("by the proxy WhoIs is %q", got)
+	}
+	u := laptop.ProxyURL()
+	u.User = url.UserPassword("device", "wrong")
+	req, err := http.NewRequestWithContext(testContext(t), http.MethodGet, "http://server", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res, err := client(u).Do(req); err == nil {
+		res.Body.Close()
+		t.Error("the proxy works without its password")
 	}
 }
