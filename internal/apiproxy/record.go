@@ -49,7 +49,7 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter) {
 	}
 	attrs = append(attrs,
 		slog.Int("code", code),
-		slog.Duration("duration", whole),
+		slog.Float64("seconds", whole.Seconds()),
 		slog.Int64("bytes", seen.sent.Load()),
 		slog.Int64("bytesReceived", seen.received.Load()),
 		slog.String("userAgent", r.UserAgent()))

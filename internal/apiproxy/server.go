@@ -111,7 +111,7 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) {
 	ctx, cancel := context.WithTimeout(ctx, s.config.DrainTimeout)
 	defer cancel()
 	open := s.config.Proxy.calls
-	s.config.Log.InfoContext(ctx, "draining", "timeout", s.config.DrainTimeout,
+	s.config.Log.InfoContext(ctx, "draining", "timeout", s.config.DrainTimeout.String(),
 		"rest", open.count(KindREST), "watches", open.count(KindWatch), "streams", open.count(KindStream))
 	closing := make(chan struct{})
 	go func() {

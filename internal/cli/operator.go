@@ -124,7 +124,7 @@ func (o *operatorOptions) idle(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return badSetting("--metrics-address", o.metricsAddress, err.Error())
 	}
-	return serveHealth(ctx, l, newRegistry(), health.Check{Name: "ping", Check: func(context.Context) error { return nil }})
+	return serveHealth(ctx, log, l, newRegistry(), health.Check{Name: "ping", Check: func(context.Context) error { return nil }})
 }
 
 // read reads and checks the configuration. It joins and asks nothing.

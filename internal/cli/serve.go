@@ -157,10 +157,10 @@ func (s *service) checks() []health.Check {
 
 // serveHealth serves /livez, /readyz and /metrics for the pod until ctx is done.
 func (s *service) serveHealth(ctx context.Context, l net.Listener) error {
-	return serveHealth(ctx, l, s.registry, s.checks()...)
+	return serveHealth(ctx, s.log, l, s.registry, s.checks()...)
 }
 
-func serveHealth(ctx context.Context, l net.Listener, registry *prometheus.Registry, checks ...health.Check) error {
+func serveHealth(ctx context.Context, log *slog.Logger, l net.Listener, registry *prometheus.Registry, checks ...health.Check) error {
 	live, ready := health.Handler("livez", health.Check{Name: "ping", Check: func(context.Context) error { return nil }}), health.Handler("readyz", checks...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /livez", live)
@@ -170,6 +170,7 @@ func serveHealth(ctx context.Context, l net.Listener, registry *prometheus.Regis
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
+	log.InfoContext(ctx, "serving health and metrics", "address", l.Addr().String())
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving health and metrics: %w", err)
 	}

@@ -86,10 +86,12 @@ func (c *Certificates) Run(ctx context.Context) error {
 		}
 		changed := c.node.statusChanged()
 		pause := renewalCheck
-		if err := c.refresh(ctx); err != nil {
+		if err := c.refresh(ctx); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
 			pause = pauseAfter(err, &backoff)
 			if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
-				c.log.WarnContext(ctx, "certificate", "error", err, "retryIn", pause)
+				c.log.WarnContext(ctx, "certificate", "error", err, "retryIn", pause.String())
 			}
 		} else {
 			c.failure.Store(nil)

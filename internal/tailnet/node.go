@@ -181,9 +181,13 @@ func (n *Node) statusChanged() <-chan struct{} {
 	return n.changed
 }
 
-// await returns when the condition holds for the status, or with ctx's error.
+// await returns nil when the condition holds for the status, and ctx's error once
+// ctx is done.
 func (n *Node) await(ctx context.Context, condition func(status) bool) error {
 	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n.mu.Lock()
 		s, changed := n.status, n.changed
 		n.mu.Unlock()

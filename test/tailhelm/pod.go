@@ -1,0 +1,211 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailhelm
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// tokenSeconds is the lifetime of the ServiceAccount token that a pod gets here:
+// nothing refreshes it.
+const tokenSeconds = 24 * 60 * 60
+
+// pod does a kubelet's part for one pod.
+type pod struct {
+	client    kubernetes.Interface
+	namespace string
+	name      string
+	spec      corev1.PodSpec
+	dir       string
+	mounts    map[string]string // mount path -> folder on this machine
+}
+
+// PodOf returns what the first container of a Deployment's pods would run, with
+// program in the place of its image: the arguments and environment of the pod
+// template, its volumes as folders under dir (paths in arguments and environment
+// are those folders' then), and a token of its ServiceAccount in a kubeconfig. The
+// API server is that of config.
+func PodOf(ctx context.Context, config *rest.Config, namespace, deployment, program, dir string) (Command, error) {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return Command{}, err
+	}
+	d, err := client.AppsV1().Deployments(namespace).Get(ctx, deployment, metav1.GetOptions{})
+	if err != nil {
+		return Command{}, err
+	}
+	p := &pod{client: client, namespace: namespace, name: deployment + "-0", spec: d.Spec.Template.Spec, dir: dir, mounts: map[string]string{}}
+	container := p.spec.Containers[0]
+	if err := p.mount(ctx, container.VolumeMounts); err != nil {
+		return Command{}, fmt.Errorf("volumes of Deployment %s: %w", deployment, err)
+	}
+	command := Command{Path: program, Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}}
+	for _, arg := range container.Args {
+		command.Args = append(command.Args, p.local(arg))
+	}
+	for _, variable := range container.Env {
+		value, err := p.value(ctx, variable)
+		if err != nil {
+			return Command{}, fmt.Errorf("environment of Deployment %s: %w", deployment, err)
+		}
+		command.Env = append(command.Env, variable.Name+"="+p.local(value))
+	}
+	kubeconfig, err := p.kubeconfig(ctx, config)
+	if err != nil {
+		return Command{}, err
+	}
+	command.Env = append(command.Env, "KUBECONFIG="+kubeconfig)
+	return command, nil
+}
+
+// local replaces the mount path that a value begins with, or has after "=".
+func (p *pod) local(value string) string {
+	for mount, folder := range p.mounts {
+		if strings.HasPrefix(value, mount) {
+			return folder + strings.TrimPrefix(value, mount)
+		}
+		if name, path, ok := strings.Cut(value, "="); ok && strings.HasPrefix(path, mount) {
+			return name + "=" + folder + strings.TrimPrefix(path, mount)
+		}
+	}
+	return value
+}
+
+// value returns the value of an environment variable.
+func (p *pod) value(ctx context.Context, v corev1.EnvVar) (string, error) {
+	switch from := v.ValueFrom; {
+	case from == nil:
+		return v.Value, nil
+	case from.FieldRef != nil:
+		return p.field(from.FieldRef.FieldPath)
+	case from.SecretKeyRef != nil:
+		s, err := p.client.CoreV1().Secrets(p.namespace).Get(ctx, from.SecretKeyRef.Name, metav1.GetOptions{})
+		if err != nil {
+			return "", err
+		}
+		return string(s.Data[from.SecretKeyRef.Key]), nil
+	}
+	return "", fmt.Errorf("%s has a source that is not supported here", v.Name)
+}
+
+// field returns a field of the pod.
+func (p *pod) field(path string) (string, error) {
+	switch path {
+	case "metadata.namespace":
+		return p.namespace, nil
+	case "metadata.name":
+		return p.name, nil
+	case "metadata.uid":
+		return string(uuid.NewUUID()), nil
+	case "spec.serviceAccountName":
+		return p.spec.ServiceAccountName, nil
+	}
+	return "", fmt.Errorf("the field %s is not supported here", path)
+}
+
+// mount makes the folders for the volumes of mounts.
+func (p *pod) mount(ctx context.Context, mounts []corev1.VolumeMount) error {
+	volumes := map[string]corev1.Volume{}
+	for _, v := range p.spec.Volumes {
+		volumes[v.Name] = v
+	}
+	for _, m := range mounts {
+		folder := filepath.Join(p.dir, "volumes", m.Name)
+		if err := os.MkdirAll(folder, 0o700); err != nil {
+			return err
+		}
+		files, err := p.files(ctx, volumes[m.Name])
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.Name, err)
+		}
+		for name, content := range files {
+			if err := os.WriteFile(filepath.Join(folder, name), content, 0o600); err != nil {
+				return err
+			}
+		}
+		p.mounts[m.MountPath] = folder
+	}
+	return nil
+}
+
+// files returns what is in a volume when a pod starts.
+func (p *pod) files(ctx context.Context, v corev1.Volume) (map[string][]byte, error) {
+	switch {
+	case v.EmptyDir != nil:
+		return nil, nil
+	case v.Secret != nil:
+		s, err := p.client.CoreV1().Secrets(p.namespace).Get(ctx, v.Secret.SecretName, metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		if len(v.Secret.Items) == 0 {
+			return maps.Clone(s.Data), nil
+		}
+		files := map[string][]byte{}
+		for _, item := range v.Secret.Items {
+			files[item.Path] = s.Data[item.Key]
+		}
+		return files, nil
+	case v.Projected != nil:
+		files := map[string][]byte{}
+		for _, source := range v.Projected.Sources {
+			if source.ServiceAccountToken == nil {
+				return nil, fmt.Errorf("a projected source that is not supported here")
+			}
+			token, err := p.token(ctx, source.ServiceAccountToken.Audience)
+			if err != nil {
+				return nil, err
+			}
+			files[source.ServiceAccountToken.Path] = []byte(token)
+		}
+		return files, nil
+	}
+	return nil, fmt.Errorf("a kind of volume that is not supported here")
+}
+
+// token returns a token of the pod's ServiceAccount for an audience; "" is the
+// API server.
+func (p *pod) token(ctx context.Context, audience string) (string, error) {
+	seconds := int64(tokenSeconds)
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}
+	if audience != "" {
+		request.Spec.Audiences = []string{audience}
+	}
+	r, err := p.client.CoreV1().ServiceAccounts(p.namespace).CreateToken(ctx, p.spec.ServiceAccountName, request, metav1.CreateOptions{})
+	if err != nil {
+		return "", err
+	}
+	return r.Status.Token, nil
+}
+
+// kubeconfig writes what a pod finds under /var/run/secrets/kubernetes.io as a
+// kubeconfig.
+func (p *pod) kubeconfig(ctx context.Context, config *rest.Config) (string, error) {
+	token, err := p.token(ctx, "")
+	if err != nil {
+		return "", err
+	}
+	const name = "pod"
+	k := clientcmdapi.NewConfig()
+	k.Clusters[name] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData, CertificateAuthority: config.CAFile}
+	k.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: token}
+	k.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name, Namespace: p.namespace}
+	k.CurrentContext = name
+	path := filepath.Join(p.dir, "kubeconfig")
+	return path, clientcmd.WriteToFile(*k, path)
+}
