@@ -46,13 +46,6 @@ func KubernetesGrant(src, dst string, groups ...string) Grant {
 	}}
 }
 
-// policy is the part of the state that the administrator writes.
-type policy struct {
-	groups    map[string][]string
-	tagOwners map[string][]string
-	grants    []Grant
-}
-
 // SetGrants replaces all grants. Connected devices learn of it within
 // milliseconds. An invalid selector changes nothing.
 func (t *Tailnet) SetGrants(grants ...Grant) error {
@@ -61,18 +54,16 @@ func (t *Tailnet) SetGrants(grants ...Grant) error {
 			return fmt.Errorf("grant %d: %w", i, err)
 		}
 	}
-	t.change(func() { t.policy.grants = slices.Clone(grants) })
+	t.change(func() { t.policy.Grants = slices.Clone(grants) })
 	return nil
 }
 
 // SetGroups replaces all groups: logins by the group's name, "group:x".
 func (t *Tailnet) SetGroups(groups map[string][]string) error {
-	for name := range groups {
-		if !strings.HasPrefix(name, "group:") {
-			return fmt.Errorf("group %q: the name must begin with group", name)
-		}
+	if err := validateGroups(groups); err != nil {
+		return err
 	}
-	t.change(func() { t.policy.groups = groups })
+	t.change(func() { t.policy.Groups = cloneLists(groups) })
 	return nil
 }
 
@@ -80,12 +71,10 @@ func (t *Tailnet) SetGroups(groups map[string][]string) error {
 // tags that may give it to devices. An OAuth client with tag:operator may thus
 // make auth keys for the tags that tag:operator owns.
 func (t *Tailnet) SetTagOwners(owners map[string][]string) error {
-	for tag := range owners {
-		if err := tailcfg.CheckTag(tag); err != nil {
-			return fmt.Errorf("tag %q: %w", tag, err)
-		}
+	if err := validateTagOwners(owners); err != nil {
+		return err
 	}
-	t.change(func() { t.policy.tagOwners = owners })
+	t.change(func() { t.policy.TagOwners = cloneLists(owners) })
 	return nil
 }
 
@@ -135,7 +124,7 @@ func (t *Tailnet) matchLocked(selector string, n *node) bool {
 	case "tag":
 		return slices.Contains(n.identity.Tags, selector)
 	case "group":
-		return len(n.identity.Tags) == 0 && slices.Contains(t.policy.groups[selector], n.identity.Login)
+		return len(n.identity.Tags) == 0 && slices.Contains(t.policy.Groups[selector], n.identity.Login)
 	case "host":
 		return n.name == rest
 	}
@@ -148,8 +137,8 @@ func (t *Tailnet) matchAnyLocked(selectors []string, n *node) bool {
 
 // ownsTagLocked reports whether a login or tag may give tag to devices.
 func (t *Tailnet) ownsTagLocked(owner, tag string) bool {
-	for _, o := range t.policy.tagOwners[tag] {
-		if o == owner || slices.Contains(t.policy.groups[o], owner) {
+	for _, o := range t.policy.TagOwners[tag] {
+		if o == owner || slices.Contains(t.policy.Groups[o], owner) {
 			return true
 		}
 	}
@@ -162,7 +151,7 @@ func (t *Tailnet) visibleLocked(a, b *node) bool {
 	if !t.restrict {
 		return true
 	}
-	return slices.ContainsFunc(t.policy.grants, func(g Grant) bool {
+	return slices.ContainsFunc(t.policy.Grants, func(g Grant) bool {
 		return len(g.IP) > 0 &&
 			(t.matchAnyLocked(g.Src, a) && t.matchAnyLocked(g.Dst, b) ||
 				t.matchAnyLocked(g.Src, b) && t.matchAnyLocked(g.Dst, a))
@@ -176,7 +165,7 @@ func (t *Tailnet) filterLocked(n *node) []tailcfg.FilterRule {
 	if !t.restrict {
 		rules = append(rules, tailcfg.FilterAllowAll...)
 	}
-	for _, g := range t.policy.grants {
+	for _, g := range t.policy.Grants {
 		if !t.matchAnyLocked(g.Dst, n) {
 			continue
 		}

@@ -61,7 +61,7 @@ type Tailnet struct {
 	changed  chan struct{} // closed and replaced at each change of what follows
 	https    bool
 	restrict bool
-	policy   policy
+	policy   Policy
 	users    map[string]tailcfg.UserID // by login
 	nodes    map[key.NodePublic]*node  // by current key
 	lastID   tailcfg.NodeID            // never reused
