@@ -14,27 +14,36 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 )
 
+// Root returns the folder of this repository: that of the main module of the
+// current folder.
+func Root(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("finding the repository: %w", err)
+	}
+	return filepath.Dir(strings.TrimSpace(string(out))), nil
+}
+
 // Build builds cmd/tailhelm into dir and returns the program's path. With race,
 // the program ends with status 66 when it finds a data race.
 func Build(ctx context.Context, dir string, race bool) (string, error) {
-	_, file, _, ok := runtime.Caller(0)
-	if !ok {
-		return "", errors.New("building tailhelm: where is the source?")
+	root, err := Root(ctx)
+	if err != nil {
+		return "", err
 	}
 	bin := filepath.Join(dir, "tailhelm")
-	args := []string{"build", "-o", bin}
+	args := []string{"build", "-trimpath", "-o", bin}
 	if race {
 		args = append(args, "-race")
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/tailhelm")...)
-	cmd.Dir = filepath.Join(filepath.Dir(file), "..", "..")
+	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building tailhelm: %w\n%s", err, out)
 	}
