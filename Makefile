@@ -6,6 +6,9 @@ CHART := charts/tailscale-operator
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/tailhelm/tailhelm/internal/cli.version=$(VERSION)
 
+# Everything but the race detector is built alike, so that it is compiled once.
+PURE := CGO_ENABLED=0
+
 # Passed to go test, for example TESTFLAGS='-run TestWatch -v'.
 TESTFLAGS ?=
 # Packages that make test and make lint look at.
@@ -30,10 +33,14 @@ help: ## Show this help
 
 .PHONY: build
 build: ## Build the tailhelm binary into .bin/
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o $(BIN)/tailhelm ./cmd/tailhelm
+	$(PURE) go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o $(BIN)/tailhelm ./cmd/tailhelm
+
+.PHONY: programs
+programs: ## Build what the tests run: kube-apiserver, etcd, kubectl, helm
+	$(PURE) go run -trimpath ./tools/programs
 
 .PHONY: test
-test: ## Run all tests, with the race detector
+test: programs ## Run all tests, with the race detector
 	go test -race -timeout 60m $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: lint
@@ -41,7 +48,7 @@ lint: lint-go lint-chart ## Check code and chart
 
 .PHONY: lint-go
 lint-go: $(BIN)/golangci-lint
-	$(BIN)/golangci-lint run $(PACKAGES)
+	$(PURE) GOFLAGS="$(GOFLAGS) -trimpath" $(BIN)/golangci-lint run $(PACKAGES)
 
 .PHONY: lint-chart
 lint-chart: $(BIN)/helm
@@ -53,7 +60,7 @@ lint-chart: $(BIN)/helm
 
 .PHONY: demo
 demo: ## Real kubectl processes reach a real kube-apiserver (HOLD=1 keeps it up)
-	HOLD="$(HOLD)" go run ./test/demo
+	$(PURE) HOLD="$(HOLD)" go run -trimpath ./test/demo
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (default 30s)
@@ -70,8 +77,8 @@ clean: ## Remove what make built here (the user's cache folder stays)
 
 $(BIN)/golangci-lint: tools/golangci-lint/go.mod tools/golangci-lint/go.sum
 	@echo "building golangci-lint (some minutes, once)"
-	CGO_ENABLED=0 go -C tools/golangci-lint build -trimpath -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(PURE) go -C tools/golangci-lint build -trimpath -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 $(BIN)/helm: test/kubernetes/modules/helm.mod test/kubernetes/modules/helm.sum Makefile
 	@echo "building helm (some minutes, once)"
-	CGO_ENABLED=0 go build -modfile=test/kubernetes/modules/helm.mod -trimpath -ldflags "$(HELM_LDFLAGS)" -o $@ helm.sh/helm/v3/cmd/helm
+	$(PURE) go build -modfile=test/kubernetes/modules/helm.mod -trimpath -ldflags "$(HELM_LDFLAGS)" -o $@ helm.sh/helm/v3/cmd/helm
