@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/http/httpguts"
 	"tailscale.com/client/tailscale/apitype"
@@ -70,11 +71,23 @@ func FromWhoIs(addr netip.Addr, who *apitype.WhoIsResponse) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
-	id.Groups = groupsOf(grants)
-	if id.Tagged && len(id.Groups) == 0 {
-		id.Groups = slices.Clone(who.Node.Tags)
+	if id.Groups = groupsOf(grants); len(id.Groups) > 0 || !id.Tagged {
+		return id, nil
+	}
+	if id.Groups, err = tagsOf(who.Node); err != nil {
+		return Identity{}, err
 	}
 	return id, nil
+}
+
+// tagsOf returns the tags of node as groups.
+func tagsOf(node *tailcfg.Node) ([]string, error) {
+	for _, tag := range node.Tags {
+		if err := carriable(tag); err != nil {
+			return nil, fmt.Errorf("%w: tag %q %w", ErrNoName, tag, err)
+		}
+	}
+	return slices.Clone(node.Tags), nil
 }
 
 // named fills in who the caller is, before what it may do.
@@ -97,7 +110,8 @@ func named(who *apitype.WhoIsResponse) (Identity, error) {
 
 // carriable says why name would not reach the API server byte for byte in an
 // HTTP header: RFC 9110 section 5.5 strips white space around field values and
-// forbids control characters.
+// forbids control characters. Bytes that are not UTF-8 count as U+FFFD, which is
+// what decoders of JSON have put in their place already.
 func carriable(name string) error {
 	switch {
 	case name == "":
@@ -106,6 +120,8 @@ func carriable(name string) error {
 		return errors.New("has white space around it")
 	case !httpguts.ValidHeaderFieldValue(name):
 		return errors.New("has control characters")
+	case strings.ContainsRune(name, utf8.RuneError):
+		return errors.New("is not valid UTF-8")
 	}
 	return nil
 }
