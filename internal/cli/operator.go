@@ -90,7 +90,7 @@ func (o *operatorOptions) service(ctx context.Context, config *rest.Config, log 
 	if err != nil {
 		return nil, fmt.Errorf("a client for the API server: %w", err)
 	}
-	state, err := tailnet.NewSecretStore(ctx, client, o.namespace, o.stateSecret)
+	state, err := tailnet.NewSecretStore(ctx, client, o.namespace, o.stateSecret, log)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"tailscale.com/envknob"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
@@ -132,8 +131,6 @@ func loginServer(setting, value string) (string, error) {
 	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
 		return "", badSetting(setting, value, "give the address of the control server, for example https://headscale.example.com")
 	}
-	// Nothing of a device on somebody's own control server belongs on Tailscale's log server.
-	envknob.SetNoLogsNoSupport()
 	return strings.TrimSuffix(value, "/"), nil
 }
 

@@ -66,7 +66,7 @@ func (s *service) run(ctx context.Context) error {
 	s.observe()
 	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, Log: s.log, Metrics: s.metrics})
 	if err != nil {
-		return err
+		return &settingError{err.Error()}
 	}
 	pod, err := new(net.ListenConfig).Listen(ctx, "tcp", s.options.metricsAddress)
 	if err != nil {

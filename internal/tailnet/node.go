@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"tailscale.com/client/local"
+	"tailscale.com/envknob"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/store"
 	"tailscale.com/tsnet"
@@ -67,6 +68,11 @@ type status struct {
 
 // NewNode returns a node that is not on the tailnet yet: see [Node.Run].
 func NewNode(config Config) (*Node, error) {
+	if config.ControlURL != "" {
+		// Nothing of a device on somebody's own control server belongs on Tailscale's
+		// log server.
+		envknob.SetNoLogsNoSupport()
+	}
 	if config.Store == nil {
 		s, err := store.New(debugf(config.Log), filepath.Join(config.Dir, "tailscaled.state"))
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"strings"
 	"sync"
@@ -39,21 +40,50 @@ type SecretStore struct {
 var _ ipn.StateStore = (*SecretStore)(nil)
 
 // NewSecretStore reads the Secret, creates it when there is none, and returns the
-// store.
-func NewSecretStore(ctx context.Context, client kubernetes.Interface, namespace, name string) (*SecretStore, error) {
-	s := &SecretStore{secrets: client.CoreV1().Secrets(namespace), name: name}
-	secret, err := s.secrets.Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		secret, err = s.secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-	}
+// store. While the API server cannot answer it tries again, until ctx is done.
+func NewSecretStore(ctx context.Context, client kubernetes.Interface, namespace, name string, log *slog.Logger) (*SecretStore, error) {
+	s := &SecretStore{secrets: client.CoreV1().Secrets(namespace), name: name, data: map[string][]byte{}}
+	err := s.retry(ctx, func(ctx context.Context) error {
+		err := s.load(ctx)
+		if err != nil && !isFinal(err) {
+			log.WarnContext(ctx, "reading the device's state", "secret", name, "error", err)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("the device's state in Secret %s/%s: %w", namespace, name, err)
 	}
-	s.data = maps.Clone(secret.Data)
-	if s.data == nil {
-		s.data = map[string][]byte{}
-	}
 	return s, nil
+}
+
+// load reads the Secret, or creates it.
+func (s *SecretStore) load(ctx context.Context) error {
+	secret, err := s.secrets.Get(ctx, s.name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		secret, err = s.secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: s.name}}, metav1.CreateOptions{})
+	}
+	if err != nil {
+		return err
+	}
+	maps.Copy(s.data, secret.Data)
+	return nil
+}
+
+// retry calls f until it succeeds, its error is final or ctx is done, and returns
+// f's last error.
+func (s *SecretStore) retry(ctx context.Context, f func(context.Context) error) error {
+	backoff := wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 7, Cap: 5 * time.Second}
+	for {
+		err := f(ctx)
+		if err == nil || isFinal(err) || pause(ctx, backoff.Step()) != nil {
+			return err
+		}
+	}
+}
+
+// isFinal reports whether the API server has answered for good.
+func isFinal(err error) bool {
+	return apierrors.IsForbidden(err) || apierrors.IsNotFound(err) || apierrors.IsInvalid(err) || apierrors.IsUnauthorized(err)
 }
 
 // ReadState returns what was last written, from memory.
@@ -79,18 +109,11 @@ func (s *SecretStore) WriteState(id ipn.StateKey, value []byte) error {
 	if err != nil {
 		return fmt.Errorf("encoding state %q: %w", id, err)
 	}
-	var last error
-	err = wait.ExponentialBackoffWithContext(ctx, wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 10, Cap: 5 * time.Second}, func(ctx context.Context) (bool, error) {
-		_, last = s.secrets.Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "tailhelm"})
-		if apierrors.IsForbidden(last) || apierrors.IsNotFound(last) || apierrors.IsInvalid(last) {
-			return false, last
-		}
-		return last == nil, nil
+	err = s.retry(ctx, func(ctx context.Context) error {
+		_, err := s.secrets.Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "tailhelm"})
+		return err
 	})
 	if err != nil {
-		if last != nil {
-			err = last
-		}
 		return fmt.Errorf("writing state %q to Secret %s: %w", id, s.name, err)
 	}
 	if value == nil {
