@@ -8,13 +8,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"sync"
 	"time"
 
-	"golang.org/x/net/http2"
+	"tailscale.com/control/controlbase"
 	"tailscale.com/control/controlhttp/controlhttpserver"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
@@ -26,28 +25,31 @@ type controlServer struct {
 	t       *Tailnet
 	addr    string // host:port
 	private key.MachinePrivate
-	legacy  key.ControlPrivate
-	outer   http.Handler // over plain HTTP
-	inner   http.Handler // inside Noise
+	legacy  key.MachinePublic
+	handler http.Handler // over plain HTTP
+	inner   http.Handler // HTTP/2 inside Noise
 
-	mu     sync.Mutex
-	server *http.Server // nil: stopped
-	conns  map[io.Closer]bool
-	done   sync.WaitGroup // Serve and the Noise connections
+	mu       sync.Mutex
+	running  *controlRun    // nil: stopped
+	requests sync.WaitGroup // inside Noise; none begins while stopped
+}
+
+// controlRun is what lives from a start to a stop.
+type controlRun struct {
+	outer, inner *http.Server
+	noise        *connListener
+	done         sync.WaitGroup
 }
 
 func startControl(t *Tailnet, addr string) (*controlServer, error) {
-	c := &controlServer{
-		t: t, addr: addr, private: key.NewMachine(), legacy: key.NewControl(),
-		conns: map[io.Closer]bool{},
-	}
+	c := &controlServer{t: t, addr: addr, private: key.NewMachine(), legacy: key.NewMachine().Public()}
 	outer := http.NewServeMux()
 	outer.HandleFunc("GET /key", c.serveKey)
 	outer.HandleFunc("/ts2021", c.serveNoise)
-	outer.HandleFunc("GET /generate_204", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	outer.HandleFunc("GET /generate_204", serveAccepted)
 	outer.HandleFunc("GET /a/{login}", serveLogin)
 	outer.Handle("/api/v2/", t.api)
-	c.outer = t.faults.wrap(outer, apiPath)
+	c.handler = t.faults.wrap(outer, apiPath)
 
 	inner := http.NewServeMux()
 	inner.HandleFunc("POST /machine/register", t.serveRegister)
@@ -55,14 +57,14 @@ func startControl(t *Tailnet, addr string) (*controlServer, error) {
 	inner.HandleFunc("POST /machine/set-dns", t.serveSetDNS)
 	inner.HandleFunc("POST /machine/update-health", serveAccepted)
 	inner.HandleFunc("POST /c2n/{token}", t.serveC2NReply)
-	c.inner = t.faults.wrap(inner, apiPath)
+	c.inner = c.whileRunning(t.faults.wrap(inner, apiPath))
 	return c, c.start()
 }
 
 func (c *controlServer) start() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.server != nil {
+	if c.running != nil {
 		return errors.New("the control server is running")
 	}
 	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", c.addr)
@@ -70,13 +72,21 @@ func (c *controlServer) start() error {
 		return err
 	}
 	c.addr = ln.Addr().String()
-	server := &http.Server{Handler: c.outer, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdLog(c.t.opts.Logf)}
-	c.server = server
-	c.done.Go(func() {
-		if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	r := &controlRun{noise: newConnListener(ln.Addr())}
+	r.outer = &http.Server{Handler: c.handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdLog(c.t.opts.Logf)}
+	r.inner = &http.Server{
+		Handler: c.inner, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdLog(c.t.opts.Logf),
+		Protocols: new(http.Protocols), ConnContext: withMachine,
+	}
+	r.inner.Protocols.SetUnencryptedHTTP2(true) // Noise encrypts
+	serve := func(s *http.Server, ln net.Listener) {
+		if err := s.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 			c.t.opts.Logf("control server: %v", err)
 		}
-	})
+	}
+	r.done.Go(func() { serve(r.outer, ln) })
+	r.done.Go(func() { serve(r.inner, r.noise) })
+	c.running = r
 	return nil
 }
 
@@ -84,21 +94,35 @@ func (c *controlServer) start() error {
 // handlers have returned.
 func (c *controlServer) stop() error {
 	c.mu.Lock()
-	server := c.server
-	c.server = nil
-	var errs []error
-	if server != nil {
-		errs = append(errs, server.Close())
-	}
-	for conn := range c.conns {
-		// The device may have closed it in the same moment.
-		if err := conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			c.t.opts.Logf("closing a control connection: %v", err)
-		}
-	}
+	r := c.running
+	c.running = nil
 	c.mu.Unlock()
-	c.done.Wait()
-	return errors.Join(errs...)
+	if r == nil {
+		return nil
+	}
+	err := errors.Join(r.outer.Close(), r.inner.Close())
+	r.done.Wait()
+	c.requests.Wait()
+	return err
+}
+
+// whileRunning serves requests unless the server has stopped, and lets stop
+// wait for them.
+func (c *controlServer) whileRunning(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.mu.Lock()
+		running := c.running != nil
+		if running {
+			c.requests.Add(1)
+		}
+		c.mu.Unlock()
+		if !running {
+			http.Error(w, "the control server has stopped", http.StatusServiceUnavailable)
+			return
+		}
+		defer c.requests.Done()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // StopControl takes control server and HTTP API down: their port refuses
@@ -115,12 +139,19 @@ func (c *controlServer) serveKey(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, http.StatusOK, tailcfg.OverTLSPublicKeyResponse{
-		LegacyPublicKey: c.legacy.Public(),
+		LegacyPublicKey: c.legacy,
 		PublicKey:       c.private.Public(),
 	})
 }
 
 type machineKey struct{} // context key of the machine at the other end of Noise
+
+func withMachine(ctx context.Context, conn net.Conn) context.Context {
+	if noise, ok := conn.(*controlbase.Conn); ok {
+		return context.WithValue(ctx, machineKey{}, noise.Peer())
+	}
+	return ctx
+}
 
 // machineOf returns the machine key that a request inside Noise came from.
 func machineOf(r *http.Request) key.MachinePublic {
@@ -128,45 +159,22 @@ func machineOf(r *http.Request) key.MachinePublic {
 	return k
 }
 
-// serveNoise upgrades to the Noise protocol and serves HTTP/2 inside.
+// serveNoise upgrades to the Noise protocol and hands the connection to the
+// server inside.
 func (c *controlServer) serveNoise(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	running := c.running
+	c.mu.Unlock()
+	if running == nil {
+		http.Error(w, "the control server has stopped", http.StatusServiceUnavailable)
+		return
+	}
 	conn, err := controlhttpserver.AcceptHTTP(r.Context(), w, r, c.private, nil)
 	if err != nil {
 		c.t.opts.Logf("accepting a control connection: %v", err)
 		return
 	}
-	if !c.track(conn) {
-		return
-	}
-	defer c.untrack(conn)
-	new(http2.Server).ServeConn(conn, &http2.ServeConnOpts{
-		Context:    context.WithValue(r.Context(), machineKey{}, conn.Peer()),
-		BaseConfig: &http.Server{Handler: c.inner, ReadHeaderTimeout: 10 * time.Second, ErrorLog: stdLog(c.t.opts.Logf)},
-	})
-}
-
-func (c *controlServer) track(conn io.Closer) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.server == nil {
-		if err := conn.Close(); err != nil {
-			c.t.opts.Logf("closing a control connection: %v", err)
-		}
-		return false
-	}
-	c.conns[conn] = true
-	c.done.Add(1)
-	return true
-}
-
-func (c *controlServer) untrack(conn io.Closer) {
-	defer c.done.Done()
-	c.mu.Lock()
-	delete(c.conns, conn)
-	c.mu.Unlock()
-	if err := conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		c.t.opts.Logf("closing a control connection: %v", err)
-	}
+	running.noise.add(conn)
 }
 
 // serveLogin is where an interactive login would happen.

@@ -19,8 +19,8 @@ const (
 	PathRegister      = "/machine/register"            // a device logs in
 	PathMap           = "/machine/map"                 // a device gets its netmap
 	PathSetDNS        = "/machine/set-dns"             // a device publishes an ACME challenge
-	PathToken         = "/api/v2/oauth/token"          // OAuth client credentials
-	PathTokenExchange = "/api/v2/oauth/token-exchange" // workload identity federation
+	PathToken         = "/api/v2/oauth/token"          //nolint:gosec // OAuth client credentials: a path, no secret
+	PathTokenExchange = "/api/v2/oauth/token-exchange" //nolint:gosec // workload identity federation: a path, no secret
 	PathKeys          = "/api/v2/tailnet/-/keys"       // auth keys
 	PathDevices       = "/api/v2/tailnet/-/devices"    // list of devices
 	PathDevice        = "/api/v2/device/"              // one device
@@ -55,7 +55,7 @@ type Fault struct {
 // control server, HTTP API and certificate authority alike. When several
 // faults match a request, the one set last applies. It returns a function
 // that clears the fault.
-func (t *Tailnet) Fail(path string, f Fault) (clear func()) { return t.faults.add(path, f) }
+func (t *Tailnet) Fail(path string, f Fault) (restore func()) { return t.faults.add(path, f) }
 
 // ClearFaults clears every fault.
 func (t *Tailnet) ClearFaults() { t.faults.clear() }

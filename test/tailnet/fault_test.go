@@ -6,6 +6,7 @@ package tailnet_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -68,7 +69,7 @@ func waitState(t *testing.T, d *tailnet.Device, want ipn.State) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	for {
 		n, err := w.Next()
 		if err != nil {
@@ -117,7 +118,7 @@ func TestControlRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, got := get(t, laptop.HTTPClient(), "http://server"); got != "alice@example.com [] 0" {
+	if got := get(t, laptop.HTTPClient(), "http://server").body; got != "alice@example.com [] 0" {
 		t.Errorf("without control WhoIs is %q", got)
 	}
 	if err := tn.SetIdentity("laptop", bob); err != nil {
@@ -145,18 +146,20 @@ func TestRestrictNetwork(t *testing.T) {
 	}
 	server, laptop, phone := device(t, tn, "server", proxy), device(t, tn, "laptop", alice), device(t, tn, "phone", bob)
 	whoServer(t, server)
-	if _, got := get(t, laptop.HTTPClient(), "http://server"); got != "alice@example.com [] 0" {
+	if got := get(t, laptop.HTTPClient(), "http://server").body; got != "alice@example.com [] 0" {
 		t.Errorf("alice gets %q", got)
 	}
 	if _, err := server.Local().WhoIs(testContext(t), phone.Addrs()[0].String()); !errors.Is(err, local.ErrPeerNotFound) {
 		t.Errorf("WhoIs of a device without access = %v, want not found", err)
 	}
 	tn.RestrictNetwork(false)
-	if err := server.WaitWhoIs(testContext(t), phone.Addrs()[0].String(), found); err != nil {
-		t.Fatal(err)
+	for _, pair := range [][2]*tailnet.Device{{server, phone}, {phone, server}} {
+		if err := pair[0].WaitWhoIs(testContext(t), pair[1].Addrs()[0].String(), found); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if res, got := get(t, phone.HTTPClient(), "http://"+server.Addrs()[0].String()); got != "bob@example.com [] 0" {
-		t.Errorf("bob gets %s %q %v", res.Status, got, res.Header)
+	if got := get(t, phone.HTTPClient(), "http://server").body; got != "bob@example.com [] 0" {
+		t.Errorf("bob gets %q", got)
 	}
 }
 
@@ -240,9 +243,12 @@ func TestC2N(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer res.Body.Close()
-		if res.StatusCode != http.StatusOK {
-			t.Errorf("echo = %s", res.Status)
+		body, err := io.ReadAll(res.Body)
+		if err := errors.Join(err, res.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode != http.StatusOK || string(body) != "hello" {
+			t.Errorf("echo = %s %q", res.Status, body)
 		}
 	}
 }
@@ -250,8 +256,8 @@ func TestC2N(t *testing.T) {
 func TestUnknownPaths(t *testing.T) {
 	tn := tailnet.New(t, tailnet.Options{NoHTTPS: true})
 	for _, path := range []string{"/", "/healthz", "/machine/map", "/api/v2/nothing", "/acme/dir"} {
-		if res, _ := get(t, http.DefaultClient, tn.URL()+path); res.StatusCode != http.StatusNotFound {
-			t.Errorf("GET %s = %s, want 404", path, res.Status)
+		if got := get(t, http.DefaultClient, tn.URL()+path); got.code != http.StatusNotFound {
+			t.Errorf("GET %s = %d, want 404", path, got.code)
 		}
 	}
 }
@@ -276,8 +282,7 @@ func TestCertificateFaults(t *testing.T) {
 		"set-dns refused": {tailnet.PathSetDNS, tailnet.Fault{Status: http.StatusInternalServerError, Message: "no DNS"}, "no DNS"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			clear := tn.Fail(tc.path, tc.fault)
-			defer clear()
+			defer tn.Fail(tc.path, tc.fault)()
 			if err := issue(); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("CertPair = %v, want %q", err, tc.want)
 			}

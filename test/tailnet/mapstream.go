@@ -47,9 +47,7 @@ func (t *Tailnet) serveMap(w http.ResponseWriter, r *http.Request) {
 	}
 	res := &tailcfg.MapResponse{}
 	t.mu.Lock()
-	if !req.ReadOnly {
-		t.updateLocked(n, &req)
-	}
+	t.updateLocked(n, &req)
 	if !req.OmitPeers {
 		res = t.netmapLocked(n, time.Now()).full(t)
 	}

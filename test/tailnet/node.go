@@ -52,8 +52,8 @@ func (n *node) stableID() tailcfg.StableNodeID {
 // addNodeLocked makes a device, with the next free addresses and number.
 func (t *Tailnet) addNodeLocked(machine key.MachinePublic, hostname string) *node {
 	t.lastID++
-	v4 := netip.AddrFrom4([4]byte{100, 64, byte(t.lastID >> 8), byte(t.lastID)})
-	v6 := tsaddr.Tailscale4To6(v4)
+	t.lastAddr = t.lastAddr.Next()
+	v4, v6 := t.lastAddr, tsaddr.Tailscale4To6(t.lastAddr)
 	n := &node{
 		id: t.lastID, machine: machine, created: time.Now(),
 		addrs: []netip.Prefix{netip.PrefixFrom(v4, 32), netip.PrefixFrom(v6, 128)},

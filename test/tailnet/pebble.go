@@ -152,7 +152,7 @@ func (p *pebble) fetchRoots(ctx context.Context, management string) ([]byte, err
 		select {
 		case <-p.exited:
 			log, _ := os.ReadFile(p.log.Name()) // better than nothing
-			return nil, fmt.Errorf("Pebble ended: %s", log)
+			return nil, fmt.Errorf("the process of Pebble ended: %s", log)
 		case <-ctx.Done():
 			return nil, fmt.Errorf("waiting for Pebble: %w: %w", ctx.Err(), err)
 		case <-tick.C:

@@ -83,7 +83,7 @@ func cloneLists(m map[string][]string) map[string][]string {
 func validateGroups(groups map[string][]string) error {
 	for name := range groups {
 		if !strings.HasPrefix(name, "group:") {
-			return fmt.Errorf("group %q: the name must begin with group:", name)
+			return fmt.Errorf("group %q: its name does not begin with \"group:\"", name)
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -65,6 +66,7 @@ type Tailnet struct {
 	users    map[string]tailcfg.UserID // by login
 	nodes    map[key.NodePublic]*node  // by current key
 	lastID   tailcfg.NodeID            // never reused
+	lastAddr netip.Addr                // neither
 	c2n      map[string]chan<- []byte  // replies awaited, by token
 	devices  map[*Device]bool          // true: up
 
@@ -106,7 +108,7 @@ func Start(ctx context.Context, o Options) (_ *Tailnet, err error) {
 	}
 	t := &Tailnet{
 		opts: o, dir: dir, keys: newKeyStore(), faults: newFaultTable(),
-		changed: make(chan struct{}), https: !o.NoHTTPS, restrict: o.RestrictNetwork,
+		lastAddr: netip.AddrFrom4([4]byte{100, 64, 0, 0}), changed: make(chan struct{}), https: !o.NoHTTPS, restrict: o.RestrictNetwork,
 		users: map[string]tailcfg.UserID{}, nodes: map[key.NodePublic]*node{},
 		c2n: map[string]chan<- []byte{}, devices: map[*Device]bool{},
 	}

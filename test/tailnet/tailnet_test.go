@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -38,22 +40,64 @@ func device(t *testing.T, tn *tailnet.Tailnet, name string, id tailnet.Identity)
 	return d
 }
 
-func get(t *testing.T, c *http.Client, url string) (*http.Response, string) {
+// answer is an HTTP response that was read.
+type answer struct {
+	code  int
+	proto string
+	body  string
+}
+
+func get(t *testing.T, c *http.Client, url string) answer {
 	t.Helper()
-	req, err := http.NewRequestWithContext(testContext(t), http.MethodGet, url, nil)
+	a, err := tryGet(testContext(t), c, url)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return a
+}
+
+func tryGet(ctx context.Context, c *http.Client, url string) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return answer{}, err
 	}
 	res, err := c.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return answer{}, err
 	}
-	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
+	return answer{res.StatusCode, res.Proto, string(b)}, errors.Join(err, res.Body.Close())
+}
+
+// serve serves HTTP on ln, with TLS if there is a configuration, until the
+// test ends.
+func serve(t *testing.T, ln net.Listener, config *tls.Config, h http.HandlerFunc) {
+	t.Helper()
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: h, TLSConfig: config, ErrorLog: log.New(t.Output(), "", 0)}
+	done := make(chan error, 1)
+	go func() {
+		if config != nil {
+			done <- server.ServeTLS(ln, "", "")
+		} else {
+			done <- server.Serve(ln)
+		}
+	}()
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+}
+
+func refuseDial(ctx context.Context, t *testing.T, d *tailnet.Device, addr string) {
+	t.Helper()
+	conn, err := d.Dial(ctx, "tcp", addr)
+	if err == nil {
+		t.Errorf("Dial %s worked: %v", addr, conn.Close())
 	}
-	return res, string(b)
 }
 
 var (
@@ -69,16 +113,14 @@ func whoServer(t *testing.T, d *tailnet.Device) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	serve(t, ln, nil, func(w http.ResponseWriter, r *http.Request) {
 		who, err := d.Local().WhoIs(r.Context(), r.RemoteAddr)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnauthorized)
 			return
 		}
-		fmt.Fprintf(w, "%s %v %d", who.UserProfile.LoginName, who.Node.Tags, len(who.CapMap[tailcfg.PeerCapabilityKubernetes]))
-	})}
-	t.Cleanup(func() { server.Close() })
-	go server.Serve(ln)
+		_, _ = fmt.Fprintf(w, "%s %v %d", who.UserProfile.LoginName, who.Node.Tags, len(who.CapMap[tailcfg.PeerCapabilityKubernetes]))
+	})
 }
 
 func TestDevicesTalk(t *testing.T) {
@@ -99,7 +141,7 @@ func TestDevicesTalk(t *testing.T) {
 	} {
 		d := device(t, tn, tc.name, tc.id)
 		for _, host := range []string{"server", server.FQDN(), server.Addrs()[0].String()} {
-			if _, got := get(t, d.HTTPClient(), "http://"+host); got != tc.want {
+			if got := get(t, d.HTTPClient(), "http://"+host).body; got != tc.want {
 				t.Errorf("%s on %s: WhoIs = %q, want %q", host, tc.name, got, tc.want)
 			}
 		}
@@ -197,16 +239,12 @@ func TestCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	web := &http.Server{
-		ReadHeaderTimeout: time.Minute,
-		TLSConfig:         &tls.Config{GetCertificate: server.Local().GetCertificate},
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }),
-	}
-	t.Cleanup(func() { web.Close() })
-	go web.ServeTLS(ln, "", "")
-	res, body := get(t, laptop.HTTPClient(), "https://"+server.FQDN())
-	if body != "hello" || res.ProtoMajor != 2 {
-		t.Errorf("got %q by %s, want hello by HTTP/2", body, res.Proto)
+	serve(t, ln, &tls.Config{GetCertificate: server.Local().GetCertificate}, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "hello")
+	})
+	got := get(t, laptop.HTTPClient(), "https://"+server.FQDN())
+	if want := (answer{http.StatusOK, "HTTP/2.0", "hello"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if n := tn.CertificateOrders(server.FQDN()); n != 1 {
 		t.Errorf("%d orders, want 1", n)
@@ -221,17 +259,11 @@ func TestDialStaysInTailnet(t *testing.T) {
 	laptop := device(t, tn, "laptop", alice)
 	host := strings.TrimPrefix(tn.URL(), "http://")
 	for _, addr := range []string{host, "localhost:80", "example.com:443", "nobody:80", "nobody." + tn.Domain() + ":80"} {
-		if conn, err := laptop.Dial(testContext(t), "tcp", addr); err == nil {
-			conn.Close()
-			t.Errorf("Dial %s worked", addr)
-		}
+		refuseDial(testContext(t), t, laptop, addr)
 	}
 	short, cancel := context.WithTimeout(testContext(t), 200*time.Millisecond)
 	defer cancel()
-	if conn, err := laptop.Dial(short, "tcp", "100.64.0.99:80"); err == nil {
-		conn.Close()
-		t.Error("Dial of an address without a device worked")
-	}
+	refuseDial(short, t, laptop, "100.64.0.99:80")
 }
 
 func TestProxyURL(t *testing.T) {
@@ -243,17 +275,12 @@ func TestProxyURL(t *testing.T) {
 		t.Cleanup(tr.CloseIdleConnections)
 		return &http.Client{Transport: tr}
 	}
-	if _, got := get(t, client(laptop.ProxyURL()), "http://server"); got != "alice@example.com [] 0" {
+	if got := get(t, client(laptop.ProxyURL()), "http://server").body; got != "alice@example.com [] 0" {
 		t.Errorf("by the proxy WhoIs is %q", got)
 	}
 	u := laptop.ProxyURL()
 	u.User = url.UserPassword("device", "wrong")
-	req, err := http.NewRequestWithContext(testContext(t), http.MethodGet, "http://server", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if res, err := client(u).Do(req); err == nil {
-		res.Body.Close()
+	if _, err := tryGet(testContext(t), client(u), "http://server"); err == nil {
 		t.Error("the proxy works without its password")
 	}
 }

@@ -142,7 +142,8 @@ func (t *Tailnet) writeTrust() error {
 			break
 		}
 	}
-	if err := os.WriteFile(t.trustFile(), bytes.Join(parts, []byte("\n")), 0o600); err != nil {
+	bundle := bytes.Join(parts, []byte("\n"))
+	if err := os.WriteFile(t.trustFile(), bundle, 0o600); err != nil { //nolint:gosec // a file in our own folder
 		return fmt.Errorf("writing the trusted certificates: %w", err)
 	}
 	return nil

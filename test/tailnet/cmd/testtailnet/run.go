@@ -75,7 +75,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	if verbose {
-		c.tailnet.Logf = func(format string, args ...any) { fmt.Fprintf(stderr, format+"\n", args...) }
+		c.tailnet.Logf = func(format string, args ...any) { _, _ = fmt.Fprintf(stderr, format+"\n", args...) }
 	}
 	return c, nil
 }
@@ -120,7 +120,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return nil
 		case <-reload:
 			if err := loadPolicy(t, c.policy); err != nil {
-				fmt.Fprintln(stderr, "testtailnet: keeping the old policy:", err)
+				_, _ = fmt.Fprintln(stderr, "testtailnet: keeping the old policy:", err)
 			}
 		}
 	}

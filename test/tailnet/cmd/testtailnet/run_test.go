@@ -30,7 +30,7 @@ func TestRun(t *testing.T) {
 			"--json", "--no-https", "--policy", policy, "--user", "alice@example.com", "--tags", "tag:a,tag:b",
 			"--oauth", "tag:k8s-operator", "--device", "laptop=alice@example.com",
 		}, stdout, t.Output())
-		stdout.Close()
+		_ = stdout.Close()
 	}()
 	var r report
 	if err := json.NewDecoder(out).Decode(&r); err != nil {
@@ -47,7 +47,9 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res.Body.Close()
+	if err := res.Body.Close(); err != nil {
+		t.Error(err)
+	}
 	if res.StatusCode != http.StatusOK {
 		t.Errorf("GET /key = %s", res.Status)
 	}
