@@ -71,3 +71,6 @@ func (c *limitedConn) Close() error {
 	c.leave()
 	return c.Conn.Close()
 }
+
+// CloseWrite lets a stream in plain HTTP end one direction.
+func (c *limitedConn) CloseWrite() error { return closeWrite(c.Conn) }

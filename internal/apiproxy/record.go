@@ -5,6 +5,7 @@ package apiproxy
 
 import (
 	"bufio"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -131,10 +132,15 @@ func (c *countedConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite ends one direction, when the connection can (TLS and TCP can).
-func (c *countedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
+// CloseWrite ends one direction, when the connection can. Otherwise it errs, and
+// the reverse proxy ends both.
+func (c *countedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// closeWrite ends the writing direction of conn, as TCP and TLS can.
+func closeWrite(conn net.Conn) error {
+	half, ok := conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
 	}
-	return nil
+	return half.CloseWrite()
 }
