@@ -51,6 +51,9 @@ type Config struct {
 	Upstream *rest.Config
 	// Peers identifies callers.
 	Peers Peers
+	// Name returns the name of the device that the proxy is served on: its FQDN
+	// without the trailing dot.
+	Name func() string
 	// Log gets one line per request.
 	Log *slog.Logger
 	// Metrics counts requests.
@@ -126,6 +129,12 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 		return refuseBadRequest(fmt.Sprintf("The API server would not understand this request: %v.", err), err)
 	}
 	if p.config.Mode == ModeAuth {
+		if f := checkHost(r, p.config.Name()); f != nil {
+			return f
+		}
+		if f := checkOrigin(r); f != nil {
+			return f
+		}
 		if header := asksForImpersonation(r.Header); header != "" {
 			return refuseForbidden(reasonImpersonation, fmt.Sprintf("Impersonation is not supported by this proxy, which already impersonates %q (header %s). Drop --as, --as-group and --as-uid, and \"as\" from the kubeconfig.", c.caller.User, header), nil)
 		}

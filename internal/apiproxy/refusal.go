@@ -26,6 +26,7 @@ const (
 	reasonIdentityUnknown  = "identity_unavailable"
 	reasonIdentityChanged  = "identity_changed"
 	reasonImpersonation    = "impersonation_requested"
+	reasonCrossOrigin      = "cross_origin"
 	reasonBadRequest       = "bad_request"
 	reasonNotImpersonated  = "not_impersonated"
 	reasonCredentials      = "credentials_unavailable"

@@ -64,7 +64,7 @@ func (s *service) run(ctx context.Context) error {
 	s.registry = newRegistry()
 	s.metrics = apiproxy.NewMetrics(s.registry)
 	s.observe()
-	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, Log: s.log, Metrics: s.metrics})
+	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, Name: s.node.Name, Log: s.log, Metrics: s.metrics})
 	if err != nil {
 		return &settingError{err.Error()}
 	}
