@@ -17,7 +17,7 @@ const (
 	headerSubprotocol  = "Sec-Websocket-Protocol"
 	// bearerSubprotocol begins the WebSocket subprotocol in which browsers send a
 	// token (k8s.io/apiserver/pkg/authentication/request/websocket).
-	bearerSubprotocol = "base64url.bearer.authorization.k8s.io."
+	bearerSubprotocol = "base64url.bearer.authorization.k8s.io." //nolint:gosec // a prefix, not a token
 	impersonatePrefix = "impersonate-"
 )
 

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -169,7 +170,6 @@ func (s *Server) redirect(w http.ResponseWriter, r *http.Request) {
 			host = h
 		}
 	}
-	target := *r.URL
-	target.Scheme, target.Host = "https", host
-	http.Redirect(w, r, target.String(), http.StatusPermanentRedirect)
+	target := url.URL{Scheme: "https", Host: host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
+	http.Redirect(w, r, target.String(), http.StatusPermanentRedirect) //nolint:gosec // to the host that the client asked for
 }

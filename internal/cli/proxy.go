@@ -4,11 +4,13 @@
 package cli
 
 import (
+	"cmp"
 	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
@@ -61,54 +63,73 @@ func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error
 		return nil, err
 	}
 	routeLibraryLogs(log)
-	if o.mode != string(apiproxy.ModeAuth) && o.mode != string(apiproxy.ModeNoAuth) {
-		return nil, badSetting("--mode", o.mode, "choose auth or noauth")
-	}
-	if err := o.validate(); err != nil {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if err := validHostname("--hostname", o.hostname); err != nil {
+	config := tailnet.Config{Hostname: o.hostname, Tags: o.tags, Log: log}
+	if config.ControlURL, err = loginServer("--login-server", o.loginServer); err != nil {
 		return nil, err
 	}
-	if err := validTags("--tags", o.tags); err != nil {
+	if config.Keys, err = o.fixedKey(env); err != nil {
 		return nil, err
 	}
-	control, err := loginServer("--login-server", o.loginServer)
+	upstream, err := o.apiServer(env)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := o.fixedKey(env)
-	if err != nil {
+	if config.Dir, err = o.makeStateDir(); err != nil {
 		return nil, err
 	}
-	path := o.kubeconfig
-	if path == "" {
-		path = env("KUBECONFIG")
-	}
-	if path == "" {
-		return nil, badSetting("--kubeconfig", "", "give the kubeconfig of the API server")
-	}
-	upstream, err := clientcmd.BuildConfigFromFlags("", path)
+	node, err := tailnet.NewNode(config)
 	if err != nil {
-		return nil, badSetting("--kubeconfig", path, err.Error())
-	}
-	if o.stateDir == "" {
-		config, err := os.UserConfigDir()
-		if err != nil {
-			return nil, badSetting("--state-dir", "", "give a folder: "+err.Error())
-		}
-		o.stateDir = filepath.Join(config, "tailhelm", o.hostname)
-	}
-	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
-		return nil, badSetting("--state-dir", o.stateDir, err.Error())
-	}
-	node, err := tailnet.NewNode(tailnet.Config{Hostname: o.hostname, Dir: o.stateDir, ControlURL: control, Tags: o.tags, Keys: keys, Log: log})
-	if err != nil {
-		return nil, badSetting("--state-dir", o.stateDir, err.Error())
+		return nil, badSetting("--state-dir", config.Dir, err.Error())
 	}
 	certs, err := o.certificates(node)
 	if err != nil {
 		return nil, err
 	}
 	return &service{options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: upstream, node: node, certs: certs, log: log}, nil
+}
+
+// check checks the flags that can be wrong by themselves.
+func (o *proxyOptions) check() error {
+	if o.mode != string(apiproxy.ModeAuth) && o.mode != string(apiproxy.ModeNoAuth) {
+		return badSetting("--mode", o.mode, "choose auth or noauth")
+	}
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if err := validHostname("--hostname", o.hostname); err != nil {
+		return err
+	}
+	return validTags("--tags", o.tags)
+}
+
+// apiServer returns the API server of the kubeconfig.
+func (o *proxyOptions) apiServer(env environment) (*rest.Config, error) {
+	path := cmp.Or(o.kubeconfig, env("KUBECONFIG"))
+	if path == "" {
+		return nil, badSetting("--kubeconfig", "", "give the kubeconfig of the API server")
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return nil, badSetting("--kubeconfig", path, err.Error())
+	}
+	return config, nil
+}
+
+// makeStateDir returns the folder for the device's state, which it makes.
+func (o *proxyOptions) makeStateDir() (string, error) {
+	dir := o.stateDir
+	if dir == "" {
+		config, err := os.UserConfigDir()
+		if err != nil {
+			return "", badSetting("--state-dir", "", "give a folder: "+err.Error())
+		}
+		dir = filepath.Join(config, "tailhelm", o.hostname)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", badSetting("--state-dir", dir, err.Error())
+	}
+	return dir, nil
 }

@@ -95,7 +95,7 @@ func NewNode(config Config) (*Node, error) {
 func debugf(log *slog.Logger) func(string, ...any) {
 	return func(format string, args ...any) {
 		if ctx := context.Background(); log.Enabled(ctx, slog.LevelDebug) {
-			log.DebugContext(ctx, strings.TrimSpace(fmt.Sprintf(format, args...)), "from", "tailscale")
+			log.DebugContext(ctx, "tailscale", "says", strings.TrimSpace(fmt.Sprintf(format, args...)))
 		}
 	}
 }

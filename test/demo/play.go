@@ -42,7 +42,9 @@ func (s *stage) cast(ctx context.Context) error {
 		"ci-runner":    {identity: tailnet.Identity{Tags: []string{"tag:k8s-readers"}}, about: "a device tagged tag:k8s-readers"},
 		"carol-laptop": {identity: tailnet.Identity{Login: "carol@example.com"}, about: "a user with no grant and no binding"},
 	}
-	s.tailnet.SetGrants(tailnet.KubernetesGrant("bob@example.com", "tag:k8s-operator", "tailnet-readers"))
+	if err := s.tailnet.SetGrants(tailnet.KubernetesGrant("bob@example.com", "tag:k8s-operator", "tailnet-readers")); err != nil {
+		return err
+	}
 	step("devices of the tailnet")
 	for _, name := range order {
 		a := s.actors[name]

@@ -42,7 +42,7 @@ func Build(ctx context.Context, dir string, race bool) (string, error) {
 	if race {
 		args = append(args, "-race")
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/tailhelm")...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/tailhelm")...) //nolint:gosec // the Go compiler
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building tailhelm: %w\n%s", err, out)
