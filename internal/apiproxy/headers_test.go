@@ -153,7 +153,7 @@ func TestTrailers(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = conn.Close() }()
-			_, _ = fmt.Fprintf(conn, "POST /api/v1/pods HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTe: trailers\r\nTrailer: X-Note, Impersonate-Group\r\n\r\n"+
+			_, _ = fmt.Fprintf(conn, "POST /api/v1/pods HTTP/1.1\r\nHost: "+deviceName+"\r\nTransfer-Encoding: chunked\r\nTe: trailers\r\nTrailer: X-Note, Impersonate-Group\r\n\r\n"+
 				"2\r\n{}\r\n0\r\nX-Note: n\r\nImpersonate-Group: system:masters\r\nImpersonate-User: admin\r\nAuthorization: Bearer client\r\n\r\n")
 			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
@@ -180,7 +180,7 @@ func (r *rig) raw(t *testing.T, requestLine string, lines ...string) int {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	_, _ = fmt.Fprintf(conn, "%s\r\nHost: cluster.tail1234.ts.net\r\n%s\r\n", requestLine, joinLines(lines))
+	_, _ = fmt.Fprintf(conn, "%s\r\nHost: %s\r\n%s\r\n", requestLine, deviceName, joinLines(lines))
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)

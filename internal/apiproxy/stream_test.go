@@ -53,8 +53,8 @@ func (r *rig) upgrade(t *testing.T, addr netip.Addr, method, protocol string, li
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_, _ = fmt.Fprintf(conn, "%s /api/v1/namespaces/default/pods/p/exec?command=sh HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s\r\n",
-		method, protocol, joinLines(lines))
+	_, _ = fmt.Fprintf(conn, "%s /api/v1/namespaces/default/pods/p/exec?command=sh HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s\r\n",
+		method, deviceName, protocol, joinLines(lines))
 	s := &stream{Conn: conn, read: bufio.NewReader(conn)}
 	res, err := http.ReadResponse(s.read, nil)
 	if err != nil {
