@@ -5,6 +5,7 @@ package apiproxy
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -21,38 +22,34 @@ const (
 	impersonatePrefix = "impersonate-"
 )
 
-// claimsByProxies are headers with which a proxy tells a server who is calling.
-// This proxy is the only one on the way, so a client that sends them lies.
-// Forwarded and X-Forwarded-* are dropped by httputil.ReverseProxy.
-var claimsByProxies = []string{"x-remote-", "tailscale-"}
+// claimsByProxies are how the headers begin with which a proxy tells a server who
+// is calling. This proxy is the only one on the way, so a client that sends them
+// lies.
+var claimsByProxies = []string{"x-remote-", "tailscale-", "forwarded", "x-forwarded-", "x-real-ip"}
 
 // dropProxyClaims removes headers in which a client claims to be a proxy.
 func dropProxyClaims(h http.Header) {
 	for name := range h {
-		lower := strings.ToLower(name)
-		for _, prefix := range claimsByProxies {
-			if strings.HasPrefix(lower, prefix) {
-				delete(h, name)
-			}
-		}
-		if strings.HasPrefix(lower, "x-forwarded-") {
+		if slices.ContainsFunc(claimsByProxies, func(prefix string) bool { return hasPrefix(name, prefix) }) {
 			delete(h, name)
 		}
 	}
-	h.Del("X-Real-Ip")
 }
 
 // dropCredentials removes everything with which the client could authenticate to
 // the API server as somebody else than the caller.
 func dropCredentials(h http.Header) {
-	h.Del("Authorization")
 	for name := range h {
-		if isImpersonation(name) {
+		if isCredential(name) || isImpersonation(name) {
 			delete(h, name)
 		}
 	}
 	dropBearerSubprotocols(h)
 }
+
+// isCredential reports whether a header carries a token or password for the API
+// server.
+func isCredential(name string) bool { return strings.EqualFold(name, "Authorization") }
 
 // dropBearerSubprotocols removes tokens from the list of WebSocket subprotocols.
 func dropBearerSubprotocols(h http.Header) {
@@ -63,7 +60,7 @@ func dropBearerSubprotocols(h http.Header) {
 	var kept []string
 	for _, value := range values {
 		for protocol := range strings.SplitSeq(value, ",") {
-			if protocol = strings.TrimSpace(protocol); protocol != "" && !strings.HasPrefix(strings.ToLower(protocol), bearerSubprotocol) {
+			if protocol = strings.TrimSpace(protocol); protocol != "" && !hasPrefix(protocol, bearerSubprotocol) {
 				kept = append(kept, protocol)
 			}
 		}
@@ -77,8 +74,11 @@ func dropBearerSubprotocols(h http.Header) {
 
 // isImpersonation reports whether a header asks for impersonation. The prefix
 // decides, so that headers of later Kubernetes versions count too.
-func isImpersonation(name string) bool {
-	return len(name) >= len(impersonatePrefix) && strings.EqualFold(name[:len(impersonatePrefix)], impersonatePrefix)
+func isImpersonation(name string) bool { return hasPrefix(name, impersonatePrefix) }
+
+// hasPrefix is strings.HasPrefix for names in which capitals do not count.
+func hasPrefix(name, prefix string) bool {
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
 // asksForImpersonation returns the name of a header with which the client asks to

@@ -47,7 +47,9 @@ var resolver = &apirequest.RequestInfoFactory{
 func classify(r *http.Request) (*apirequest.RequestInfo, Kind, error) {
 	info, err := resolver.NewRequestInfo(r)
 	if err != nil {
-		return nil, "", fmt.Errorf("classifying the request: %w", err)
+		// The parser's own message repeats the URL, and with it whatever the client
+		// has put into the query.
+		return nil, "", fmt.Errorf("the path %q names no resource", r.URL.Path)
 	}
 	switch {
 	case isUpgrade(r):

@@ -45,8 +45,8 @@ type upstream struct {
 // config is not changed.
 func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
 	config = rest.CopyConfig(config)
-	if config.Impersonate.UserName != "" || len(config.Impersonate.Groups) > 0 {
-		return nil, fmt.Errorf("the Kubernetes client configuration impersonates %q itself: remove \"as\" and \"as-groups\" from its user", config.Impersonate.UserName)
+	if as := config.Impersonate; as.UserName != "" || as.UID != "" || len(as.Groups) > 0 || len(as.Extra) > 0 {
+		return nil, fmt.Errorf("the Kubernetes client configuration impersonates %q itself: remove \"as\", \"as-uid\", \"as-groups\" and \"as-user-extra\" from its user", as.UserName)
 	}
 	if mode == ModeNoAuth {
 		config = rest.AnonymousClientConfig(config)
@@ -151,12 +151,9 @@ func checkImpersonation(r *http.Request) error {
 		return fmt.Errorf("its groups are not those of %q", c.caller.User)
 	}
 	for name := range r.Header {
-		if isImpersonation(name) && name != authenticationv1.ImpersonateUserHeader && name != authenticationv1.ImpersonateGroupHeader {
+		if isCredential(name) || isImpersonation(name) && name != authenticationv1.ImpersonateUserHeader && name != authenticationv1.ImpersonateGroupHeader {
 			return fmt.Errorf("it has the header %s", name)
 		}
-	}
-	if _, ok := r.Header["Authorization"]; ok {
-		return errors.New("it brings credentials of the client")
 	}
 	return nil
 }
