@@ -50,7 +50,7 @@ func (c *Cluster) startFirstAPIServer(ctx context.Context) error {
 	if _, err := c.ca.client("apiserver-etcd-client", "apiserver"); err != nil {
 		return err
 	}
-	if _, err := c.ca.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client"); err != nil {
+	if _, err := c.ca.client("apiserver-kubelet-client", kubeletClient); err != nil {
 		return err
 	}
 	admin, err := c.ca.client("admin", "admin", "system:masters")
@@ -154,6 +154,8 @@ func (c *Cluster) apiServerFlags() []string {
 		"--service-account-key-file=" + c.serviceAccountKey(),
 		"--service-account-signing-key-file=" + c.serviceAccountKey(),
 		"--service-cluster-ip-range=10.0.0.0/24",
+		// Without it, watches hold up the end of the API server for a minute.
+		"--shutdown-watch-termination-grace-period=5s",
 		// An Endpoints object cannot hold a loopback address.
 		"--endpoint-reconciler-type=none",
 		"--kubelet-certificate-authority=" + c.ca.file(),

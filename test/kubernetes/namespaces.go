@@ -5,10 +5,7 @@ package kubernetes
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,7 +14,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 )
 
 // startNamespaces gives each namespace, present and future, what Pods in it need and
@@ -32,46 +28,16 @@ func (c *Cluster) startNamespaces() error {
 	if err != nil {
 		return err
 	}
-	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](pollInterval, time.Second))
 	factory := informers.NewSharedInformerFactory(client, 0)
 	informer := factory.Core().V1().Namespaces().Informer()
-	enqueue := func(obj any) {
-		if ns, ok := obj.(*corev1.Namespace); ok && ns.DeletionTimestamp == nil {
-			queue.Add(ns.Name)
-		}
-	}
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: enqueue}); err != nil {
+	return c.runController(factory, func(enqueue func(namespace, name string)) error {
+		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
+			if ns, ok := obj.(*corev1.Namespace); ok && ns.DeletionTimestamp == nil {
+				enqueue("", ns.Name)
+			}
+		}})
 		return err
-	}
-
-	ctx, cancel := context.WithCancel(context.Background())
-	var group sync.WaitGroup
-	group.Go(func() {
-		for {
-			name, shutdown := queue.Get()
-			if shutdown {
-				return
-			}
-			if err := c.furnish(ctx, client, name); err != nil && ctx.Err() == nil {
-				queue.AddRateLimited(name)
-			} else {
-				queue.Forget(name)
-			}
-			queue.Done(name)
-		}
-	})
-	factory.Start(ctx.Done())
-	stop := func() error {
-		cancel()
-		queue.ShutDown()
-		factory.Shutdown()
-		group.Wait()
-		return nil
-	}
-	if !c.onClose(stop) {
-		return errors.Join(errClosed, stop())
-	}
-	return nil
+	}, func(ctx context.Context, _, name string) error { return c.furnish(ctx, client, name) })
 }
 
 // furnish makes the objects of one namespace. A namespace that is gone is fine.
