@@ -40,8 +40,9 @@ func makeReplayable(r *http.Request) {
 type replayBody struct {
 	mu     sync.Mutex // one reader at a time touches source and kept
 	source io.ReadCloser
-	kept   bytes.Buffer
-	lost   bool // more than replayLimit was read
+	read   int          // bytes of source
+	kept   bytes.Buffer // all of them, unless lost
+	lost   bool         // they were more than replayLimit
 	err    error
 }
 
@@ -65,18 +66,20 @@ func (r *replayReader) Read(p []byte) (int, error) {
 	b := r.body
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if r.offset < b.kept.Len() && !b.lost {
+	switch {
+	case r.offset == b.read && b.err != nil:
+		return 0, b.err
+	case r.offset < b.read && b.lost:
+		return 0, errTooLarge // never skip what is not kept
+	case r.offset < b.read:
 		n := copy(p, b.kept.Bytes()[r.offset:])
 		r.offset += n
 		return n, nil
 	}
-	if b.err != nil {
-		return 0, b.err
-	}
 	n, err := b.source.Read(p)
-	r.offset += n
-	b.err = err
-	if b.lost = b.lost || b.kept.Len()+n > replayLimit; b.lost {
+	b.read, b.err = b.read+n, err
+	r.offset = b.read
+	if b.lost = b.read > replayLimit; b.lost {
 		b.kept = bytes.Buffer{}
 	} else {
 		b.kept.Write(p[:n])
