@@ -52,7 +52,7 @@ func (t *Tailnet) Device(ctx context.Context, hostname string, id Identity) (_ *
 	}
 	d := &Device{t: t, server: &tsnet.Server{
 		Dir: filepath.Join(dir, "state"), Hostname: hostname, ControlURL: t.URL(), AuthKey: t.AuthKey(id),
-		UserLogf: logger.Discard, Logf: logger.WithPrefix(t.opts.Logf, hostname+": "),
+		UserLogf: logger.WithPrefix(t.opts.Logf, hostname+": "), Logf: logger.WithPrefix(t.opts.Logf, hostname+": "),
 	}}
 	if err := os.Mkdir(d.server.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("device %s: %w", hostname, err)

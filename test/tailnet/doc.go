@@ -50,11 +50,11 @@
 //
 // # Time
 //
-// On two cores a tailnet starts in some 5 ms, 100 ms with the authority; a
-// device is up in 50 ms and has a certificate half a second later; a change of
-// grants shows in WhoIs after some 10 ms. The first start on a machine builds
-// Pebble, which takes several seconds. Nodes retry a lost control server with a
-// back-off of up to ten seconds or so.
+// On two cores a tailnet starts in some 5 ms, 200 ms with the authority; a
+// device is up in 50 ms and has its certificate a second after it asked; a
+// change of grants shows in WhoIs after some 10 ms. The first start on a machine
+// builds Pebble, which takes several seconds. A node that finds the control
+// server down takes ten seconds for each attempt to reach it.
 //
 // # Limits
 //

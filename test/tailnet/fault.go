@@ -55,6 +55,9 @@ type Fault struct {
 // control server, HTTP API and certificate authority alike. When several
 // faults match a request, the one set last applies. It returns a function
 // that clears the fault.
+//
+// Tailscale's ACME client tries again by itself, for as long as its context
+// lasts, when the authority answers 429 or 5xx; other errors it reports at once.
 func (t *Tailnet) Fail(path string, f Fault) (restore func()) { return t.faults.add(path, f) }
 
 // ClearFaults clears every fault.

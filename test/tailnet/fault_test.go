@@ -203,12 +203,17 @@ func TestKeptState(t *testing.T) {
 	if d := one("logged out"); !d.Expired {
 		t.Errorf("after the logout: %+v, want it expired", d)
 	}
-	s, err = start(tn.AuthKey(alice))
-	if err := errors.Join(err, s.Close()); err != nil {
-		t.Fatal(err)
-	}
-	if d := one("logged in again"); d.Expired {
-		t.Errorf("after the login: %+v, want it not expired", d)
+	for _, what := range []string{"after a logout", "after expiry"} {
+		s, err = start(tn.AuthKey(alice))
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if d := one(what); d.Expired {
+			t.Errorf("logged in again %s: %+v, want it not expired", what, d)
+		}
+		if err := tn.Expire("laptop"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -58,7 +58,11 @@ func child(url string) error {
 
 func TestOtherProcess(t *testing.T) {
 	tn := tailnet.New(t, tailnet.Options{})
-	cmd := exec.CommandContext(testContext(t), os.Args[0])
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(testContext(t), self) //nolint:gosec // this program
 	cmd.Env = append(os.Environ(), tn.Environ()...)
 	cmd.Env = append(cmd.Env, "TAILNET_TEST_URL="+tn.URL(), "TS_AUTHKEY="+tn.AuthKey(proxy))
 	cmd.Stderr = t.Output()

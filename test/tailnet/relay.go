@@ -7,11 +7,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -71,18 +69,14 @@ func startRelay(host string, logf func(string, ...any)) (*relay, error) {
 }
 
 func derpMap(host string, derp, stun net.Addr) *tailcfg.DERPMap {
-	n := &tailcfg.DERPNode{
-		Name: "1a", RegionID: derpRegion, HostName: host, IPv4: host, IPv6: "none",
-		InsecureForTests: true, // no public authority vouches for its certificate
-		STUNTestIP:       host,
-		DERPPort:         portOf(derp),
-		STUNPort:         portOf(stun),
-	}
-	if strings.Contains(host, ":") {
-		n.IPv4, n.IPv6 = "none", host
-	}
 	return &tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{
-		derpRegion: {RegionID: derpRegion, RegionCode: "test", RegionName: "Test", Nodes: []*tailcfg.DERPNode{n}},
+		derpRegion: {RegionID: derpRegion, RegionCode: "test", RegionName: "Test", Nodes: []*tailcfg.DERPNode{{
+			Name: "1a", RegionID: derpRegion, HostName: host, IPv4: host, IPv6: "none",
+			InsecureForTests: true, // no public authority vouches for its certificate
+			STUNTestIP:       host,
+			DERPPort:         portOf(derp),
+			STUNPort:         portOf(stun),
+		}}},
 	}}
 }
 
@@ -121,16 +115,4 @@ func (r *relay) close() error {
 	err := errors.Join(r.derp.Close(), r.http.Close(), r.stun.Close())
 	r.done.Wait()
 	return err
-}
-
-// stdLog is a standard logger, which net/http wants, that writes to logf.
-func stdLog(logf func(string, ...any)) *log.Logger {
-	return log.New(logWriter(logf), "", 0)
-}
-
-type logWriter func(string, ...any)
-
-func (w logWriter) Write(b []byte) (int, error) {
-	w("%s", strings.TrimSuffix(string(b), "\n"))
-	return len(b), nil
 }

@@ -32,16 +32,18 @@ type Options struct {
 	// CertificateValidity is how long a certificate is good for; 90 days if
 	// zero. Short values make renewals observable.
 	CertificateValidity time.Duration
-	// ListenHost is the IP address of this machine on which control server,
+	// ListenHost is the IPv4 address of this machine on which control server,
 	// relay and certificate authority listen, and by which devices reach them;
-	// "127.0.0.1" if empty.
+	// "127.0.0.1" if empty. (Tailscale's client cannot use a control server by
+	// an IPv6 address throughout.)
 	ListenHost string
 	// ListenPort is the control server's port; a free one if zero.
 	ListenPort int
 	// RestrictNetwork lets packets pass only where a grant with IP allows it.
 	// Without it every device reaches every other one.
 	RestrictNetwork bool
-	// Logf receives what the servers and the devices log; nil discards it.
+	// Logf receives what the servers and the devices log, until Close; nil
+	// discards it. The log method of a test fits.
 	Logf func(format string, args ...any)
 }
 
@@ -49,6 +51,7 @@ type Options struct {
 // goroutines.
 type Tailnet struct {
 	opts    Options
+	logs    *logSwitch
 	dir     string // scratch space, removed by Close
 	keys    *keyStore
 	api     *apiServer
@@ -96,18 +99,17 @@ func Start(ctx context.Context, o Options) (_ *Tailnet, err error) {
 	o.Domain = cmp.Or(o.Domain, "tail1234.ts.net")
 	o.ListenHost = cmp.Or(o.ListenHost, "127.0.0.1")
 	o.CertificateValidity = cmp.Or(o.CertificateValidity, 90*24*time.Hour)
-	if o.Logf == nil {
-		o.Logf = func(string, ...any) {}
-	}
-	if net.ParseIP(o.ListenHost) == nil {
-		return nil, fmt.Errorf("ListenHost %q is not an IP address", o.ListenHost)
+	logs := &logSwitch{logf: o.Logf}
+	o.Logf = logs.print
+	if ip, err := netip.ParseAddr(o.ListenHost); err != nil || !ip.Is4() || ip.IsUnspecified() {
+		return nil, fmt.Errorf("ListenHost %q is not an IPv4 address by which devices could reach it", o.ListenHost)
 	}
 	dir, err := os.MkdirTemp("", "tailnet-")
 	if err != nil {
 		return nil, fmt.Errorf("making a scratch folder: %w", err)
 	}
 	t := &Tailnet{
-		opts: o, dir: dir, keys: newKeyStore(), faults: newFaultTable(),
+		opts: o, logs: logs, dir: dir, keys: newKeyStore(), faults: newFaultTable(),
 		lastAddr: netip.AddrFrom4([4]byte{100, 64, 0, 0}), changed: make(chan struct{}), https: !o.NoHTTPS, restrict: o.RestrictNetwork,
 		users: map[string]tailcfg.UserID{}, nodes: map[key.NodePublic]*node{},
 		c2n: map[string]chan<- []byte{}, devices: map[*Device]bool{},
@@ -158,6 +160,7 @@ func (t *Tailnet) Close() error {
 			errs = append(errs, t.relay.close())
 		}
 		t.closeErr = errors.Join(append(errs, os.RemoveAll(t.dir))...)
+		t.logs.off()
 	})
 	return t.closeErr
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -282,5 +283,53 @@ func TestProxyURL(t *testing.T) {
 	u.User = url.UserPassword("device", "wrong")
 	if _, err := tryGet(testContext(t), client(u), "http://server"); err == nil {
 		t.Error("the proxy works without its password")
+	}
+}
+
+// TestListenHost runs a tailnet on an address that other machines reach.
+func TestListenHost(t *testing.T) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		ip, ok := a.(*net.IPNet)
+		if !ok || ip.IP.IsLoopback() || ip.IP.To4() == nil || !ip.IP.IsPrivate() {
+			continue
+		}
+		t.Run(ip.IP.String(), func(t *testing.T) {
+			tn := tailnet.New(t, tailnet.Options{ListenHost: ip.IP.String()})
+			d := device(t, tn, "server", proxy)
+			cert, _, err := d.Local().CertPair(testContext(t), d.FQDN())
+			if err != nil {
+				t.Fatal(err)
+			}
+			verify(t, tn, cert, d.FQDN())
+		})
+	}
+}
+
+func TestStartRefuses(t *testing.T) {
+	first := tailnet.New(t, tailnet.Options{NoHTTPS: true})
+	u, err := url.Parse(first.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(u.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, o := range map[string]tailnet.Options{
+		"a host name":   {NoHTTPS: true, ListenHost: "localhost"},
+		"all addresses": {NoHTTPS: true, ListenHost: "0.0.0.0"},
+		"IPv6":          {NoHTTPS: true, ListenHost: "::1"},
+		"a port in use": {NoHTTPS: true, ListenPort: port},
+	} {
+		if tn, err := tailnet.Start(testContext(t), o); err == nil {
+			t.Errorf("%s was accepted: %v", name, tn.Close())
+		}
+	}
+	if err := first.SetHTTPS(true); err == nil {
+		t.Error("HTTPS was switched on without an authority")
 	}
 }
