@@ -114,14 +114,14 @@ func (s *calls) list() []*call {
 func (s *calls) watch(ctx context.Context, peers Peers) {
 	tick := time.NewTicker(recheckInterval)
 	defer tick.Stop()
-	for {
-		changed := peers.Changed()
+	for changed := peers.Changed(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
 		case <-tick.C:
 		}
+		changed = peers.Changed() // before asking: a change meanwhile asks again
 		s.recheck(ctx, peers)
 	}
 }
