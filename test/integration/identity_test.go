@@ -147,7 +147,7 @@ func TestMalformedGrant(t *testing.T) {
 func TestImpersonationRefused(t *testing.T) {
 	t.Parallel()
 	c := newUser(t, shared.proxy, "system:masters") // who may impersonate
-	c.mustKubectl("get", "namespaces") // kubectl has discovered the API before
+	c.mustKubectl("get", "namespaces")              // kubectl has discovered the API before
 	for _, args := range [][]string{{"--as=boss"}, {"--as=boss", "--as-group=bosses"}, {"--as=boss", "--as-uid=1"}} {
 		_, stderr, err := c.kubectl(append(args, "get", "namespaces")...)
 		if err == nil || !strings.Contains(stderr, "Impersonation is not supported by this proxy") || !strings.Contains(stderr, "--as") {

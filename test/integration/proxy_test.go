@@ -169,8 +169,14 @@ type logEntry struct {
 // waitRequest waits for the log's line of a request that has ended.
 func (p *proxy) waitRequest(t *testing.T, match func(logEntry) bool) logEntry {
 	t.Helper()
+	return p.waitRequestWithin(within(t, patience), t, match)
+}
+
+// waitRequestWithin is waitRequest with another patience.
+func (p *proxy) waitRequestWithin(ctx context.Context, t *testing.T, match func(logEntry) bool) logEntry {
+	t.Helper()
 	var found logEntry
-	_, err := p.WaitLog(within(t, patience), func(line string) bool {
+	_, err := p.WaitLog(ctx, func(line string) bool {
 		var e logEntry
 		if json.Unmarshal([]byte(line), &e) != nil || e.Msg != "request" || !match(e) {
 			return false
