@@ -100,8 +100,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, end := context.WithCancelCause(r.Context())
 	defer end(nil)
 	c := &call{start: time.Now(), kind: KindREST, end: end}
-	seen := &responseWriter{ResponseWriter: w}
-	defer func() { p.record(c, r, seen) }() // also when the reverse proxy panics to abort the response
+	seen := &responseWriter{ResponseWriter: w, ctx: ctx}
+	defer func() { p.record(c, r, seen, context.Cause(ctx)) }() // also when the reverse proxy panics to abort the response
 	if f := p.admit(ctx, c, r); f != nil {
 		p.refuse(seen, r, c, f)
 		return

@@ -5,6 +5,7 @@ package apiproxy
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -13,9 +14,9 @@ import (
 	"time"
 )
 
-// record counts and logs a call that has ended. No header and no body is logged,
-// so no token is.
-func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter) {
+// record counts and logs a call that has ended, by cause if that is not nil. No
+// header and no body is logged, so no token is.
+func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause error) {
 	whole := time.Since(c.start)
 	first := whole
 	if at := seen.began; !at.IsZero() {
@@ -57,11 +58,16 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter) {
 	if id := seen.Header().Get("Audit-Id"); id != "" {
 		attrs = append(attrs, slog.String("auditID", id))
 	}
-	if c.refused != nil {
-		attrs = append(attrs, slog.String("refused", c.refused.label))
-		if c.refused.cause != nil {
-			attrs = append(attrs, slog.String("error", c.refused.cause.Error()))
+	switch f := c.refused; {
+	case f != nil:
+		attrs = append(attrs, slog.String("refused", f.label))
+		if f.cause != nil {
+			attrs = append(attrs, slog.String("error", f.cause.Error()))
 		}
+	case errors.As(cause, &f):
+		attrs = append(attrs, slog.String("ended", f.label))
+	case errors.Is(cause, errDrained):
+		attrs = append(attrs, slog.String("ended", reasonDraining))
 	}
 	p.config.Log.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
 }
@@ -70,6 +76,7 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter) {
 // how much was sent. A connection taken over for a stream is counted too.
 type responseWriter struct {
 	http.ResponseWriter
+	ctx      context.Context // of the call
 	status   int
 	began    time.Time
 	sent     atomic.Int64
@@ -96,12 +103,14 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Hijack gives the connection to a stream.
+// Hijack gives the connection to a stream. It is closed when the call ends: the
+// reverse proxy then closes its other side only, and might wait for this one.
 func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
+	context.AfterFunc(w.ctx, func() { _ = conn.Close() })
 	w.status, w.began = http.StatusSwitchingProtocols, time.Now()
 	return &countedConn{Conn: conn, w: w}, rw, nil
 }

@@ -79,7 +79,7 @@ func (w *watch) end(t *testing.T) error {
 // Open requests of a caller who is not the same any more end. Those of others go on.
 func TestRevocation(t *testing.T) {
 	grant := &identity.GrantError{Capability: identity.Capability, Err: errors.New("x")}
-	for name, change := range map[string]func(map[netip.Addr]identity.Identity, map[netip.Addr]error){
+	changes := map[string]func(map[netip.Addr]identity.Identity, map[netip.Addr]error){
 		"removed": func(ids map[netip.Addr]identity.Identity, _ map[netip.Addr]error) { delete(ids, alice.Addr) },
 		"expired": func(_ map[netip.Addr]identity.Identity, errs map[netip.Addr]error) {
 			errs[alice.Addr] = identity.ErrExpired
@@ -103,6 +103,10 @@ func TestRevocation(t *testing.T) {
 			id.NodeID = "n99"
 			ids[alice.Addr] = id
 		},
+	}
+	for name, label := range map[string]string{
+		"removed": reasonUnknownPeer, "expired": reasonExpired, "bad grant": reasonMalformedGrant, "unknowable": reasonIdentityUnknown,
+		"fewer groups": reasonIdentityChanged, "other user": reasonIdentityChanged, "other device": reasonIdentityChanged,
 	} {
 		for _, mode := range []Mode{ModeAuth, ModeNoAuth} {
 			t.Run(fmt.Sprintf("%s, %s", name, mode), func(t *testing.T) {
@@ -115,7 +119,7 @@ func TestRevocation(t *testing.T) {
 				spdy.ping(t)
 				websocket.ping(t)
 
-				r.peers.change(change)
+				r.peers.change(changes[name])
 
 				for _, w := range []*watch{watch2, watch1} {
 					if err := w.end(t); err == nil {
@@ -127,6 +131,11 @@ func TestRevocation(t *testing.T) {
 				kept.ping(t)
 				events <- struct{}{}
 				theirs.event(t)
+				for _, line := range r.logs.lines(t, "request", 4) {
+					if line["node"] != alice.Node || line["ended"] != label {
+						t.Errorf("logged as %v, want the end of a request of %s by %s", line, alice.Node, label)
+					}
+				}
 			})
 		}
 	}
