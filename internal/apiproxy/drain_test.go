@@ -1,0 +1,189 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
+)
+
+// drainAPI is an API server for drains: requests for /api/v1/nodes wait until
+// released, the rest is watchAPI.
+type drainAPI struct {
+	*apiServer
+	events  chan struct{}
+	arrived chan struct{}
+	release func()
+}
+
+func newDrainAPI(t *testing.T) *drainAPI {
+	t.Helper()
+	released := make(chan struct{})
+	a := &drainAPI{events: make(chan struct{}), arrived: make(chan struct{}, 8), release: sync.OnceFunc(func() { close(released) })}
+	others := watchAPI(a.events)
+	a.apiServer = newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/api/v1/nodes" {
+			others(w, r)
+			return
+		}
+		a.arrived <- struct{}{}
+		select {
+		case <-released:
+			_, _ = io.WriteString(w, "finished")
+		case <-r.Context().Done():
+		}
+	})
+	return a
+}
+
+// answer is what a client gets.
+type answer struct {
+	code int
+	body string
+	err  error
+}
+
+// slowGet begins a request that the API server answers when it is released, and
+// returns once it has arrived there.
+func (r *rig) slowGet(t *testing.T, api *drainAPI, http2 bool) <-chan answer {
+	t.Helper()
+	answers := make(chan answer, 1)
+	client, request := r.client(t, alice.Addr, http2), r.request(t, http.MethodGet, "/api/v1/nodes", nil, nil)
+	go func() {
+		res, err := client.Do(request)
+		if err != nil {
+			answers <- answer{err: err}
+			return
+		}
+		defer func() { _ = res.Body.Close() }()
+		body, err := io.ReadAll(res.Body)
+		answers <- answer{res.StatusCode, string(body), err}
+	}()
+	receive(t, api.arrived, "the request")
+	return answers
+}
+
+// draining begins a drain and waits until no new connection is taken.
+func (r *rig) draining(t *testing.T) {
+	t.Helper()
+	r.stop()
+	eventually(t, "new connections are refused", func() bool {
+		conn, err := r.dial(t, bob.Addr)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err != nil
+	})
+}
+
+// A drain lets requests finish, then ends watches cleanly, and waits for streams.
+func TestDrain(t *testing.T) {
+	for _, http2 := range []bool{true, false} {
+		for _, plain := range []bool{true, false} {
+			if plain && http2 {
+				continue
+			}
+			t.Run(fmt.Sprintf("HTTP/2: %v, plain: %v", http2, plain), func(t *testing.T) {
+				api := newDrainAPI(t)
+				r := start(t, api.apiServer, options{plain: plain})
+				rest := r.slowGet(t, api, http2)
+				w, s := r.watch(t, alice.Addr, http2), r.stream(t, alice.Addr, http.MethodPost, "SPDY/3.1")
+				s.ping(t)
+
+				r.draining(t)
+				api.events <- struct{}{}
+				w.event(t) // the watch goes on while a request does
+
+				api.release()
+				if got := receive(t, rest, "the answer"); got != (answer{http.StatusOK, "finished", nil}) {
+					t.Errorf("the request in flight is answered %+v", got)
+				}
+				if err := w.end(t); err != nil {
+					t.Errorf("the watch ends with %v, want a clean end", err)
+				}
+				s.ping(t) // the stream goes on after the watch has ended
+				select {
+				case err := <-r.served:
+					t.Fatalf("Serve returned %v while a stream is open", err)
+				default:
+				}
+				_ = s.Close()
+				if err := receive(t, r.served, "the end of Serve"); err != nil {
+					t.Errorf("Serve returns %v", err)
+				}
+			})
+		}
+	}
+}
+
+// A watch that begins in a drain, on a connection that is open, ends at once and
+// cleanly, too.
+func TestDrainEndsNewWatches(t *testing.T) {
+	api := newDrainAPI(t)
+	r := start(t, api.apiServer, options{})
+	s := r.stream(t, bob.Addr, http.MethodPost, "SPDY/3.1") // keeps the drain going
+	r.proxy.calls.endWatches()
+	res, err := r.client(t, alice.Addr, true).Do(r.request(t, http.MethodGet, "/api/v1/pods?watch=1", nil, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != http.StatusOK {
+		t.Errorf("%s, ends with %v, want 200 and a clean end", res.Status, err)
+	}
+	s.ping(t)
+}
+
+// Serve ends when nothing is open, however long it might have waited.
+func TestDrainOfNothing(t *testing.T) {
+	r := start(t, newAPIServer(t, nil), options{})
+	if res, _ := r.get(t, alice.Addr, "/api", nil); res.StatusCode != http.StatusOK {
+		t.Fatalf("status %s", res.Status)
+	}
+	r.stop()
+	if err := receive(t, r.served, "the end of Serve"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Callers are asked about through the drain: it is no time of grace for somebody
+// who was removed.
+func TestRevocationInDrain(t *testing.T) {
+	api := newDrainAPI(t)
+	r := start(t, api.apiServer, options{})
+	s := r.stream(t, alice.Addr, http.MethodPost, "SPDY/3.1")
+	r.draining(t)
+	s.ping(t)
+	r.peers.change(func(ids map[netip.Addr]identity.Identity, _ map[netip.Addr]error) { delete(ids, alice.Addr) })
+	s.ended(t)
+	if err := receive(t, r.served, "the end of Serve"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A listener that fails ends Serve with its error, which names the port.
+func TestServeReturnsListenerErrors(t *testing.T) {
+	api := newAPIServer(t, nil)
+	log, metrics := slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry())
+	proxy, err := New(Config{Mode: ModeAuth, Upstream: api.config(), Peers: newFakePeers(), Log: log, Metrics: metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t)
+	_ = l.Close()
+	err = NewServer(ServerConfig{Proxy: proxy, DrainTimeout: patience, Log: log, Metrics: metrics}).Serve(t.Context(), nil, l)
+	if err == nil || !strings.Contains(err.Error(), "serving port 80 of the tailnet") {
+		t.Errorf("error %v", err)
+	}
+}
