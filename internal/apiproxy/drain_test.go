@@ -74,17 +74,20 @@ func (r *rig) slowGet(t *testing.T, api *drainAPI, http2 bool) <-chan answer {
 	return answers
 }
 
-// draining begins a drain and waits until no new connection is taken.
+// draining begins a drain and waits until no new connection is taken, neither by
+// the API nor by the redirect to it.
 func (r *rig) draining(t *testing.T) {
 	t.Helper()
 	r.stop()
-	eventually(t, "new connections are refused", func() bool {
-		conn, err := r.dial(t, bob.Addr)
-		if err == nil {
-			_ = conn.Close()
-		}
-		return err != nil
-	})
+	for _, address := range []string{r.address, r.redirect} {
+		eventually(t, "new connections are refused", func() bool {
+			conn, err := dialerOf(bob.Addr).DialContext(t.Context(), "tcp", address)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err != nil
+		})
+	}
 }
 
 // A drain lets requests finish, then ends watches cleanly, and waits for streams.

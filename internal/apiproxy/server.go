@@ -31,6 +31,8 @@ const (
 	// maxStreams is how many requests an HTTP/2 connection may have open:
 	// kube-apiserver's own value.
 	maxStreams = 250
+	// lastWords is how long requests that a drain ends have to tell their clients.
+	lastWords = time.Second
 )
 
 // ServerConfig is how a [Server] serves a [Proxy].
@@ -114,13 +116,7 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) {
 	open := s.config.Proxy.calls
 	s.config.Log.InfoContext(ctx, "draining", "timeout", s.config.DrainTimeout.String(),
 		"rest", open.count(KindREST), "watches", open.count(KindWatch), "streams", open.count(KindStream))
-	closing := make(chan struct{})
-	go func() {
-		defer close(closing)
-		for _, server := range servers {
-			_ = server.Shutdown(ctx) // its error is the timeout, which the log below tells
-		}
-	}()
+	closing := shutDown(ctx, servers)
 	err := open.wait(ctx, KindREST)
 	open.endWatches()
 	if err == nil {
@@ -130,6 +126,11 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) {
 		s.config.Log.WarnContext(ctx, "the drain timeout is over: ending what is open",
 			"rest", open.count(KindREST), "watches", open.count(KindWatch), "streams", open.count(KindStream))
 		open.endAll(errDrained)
+		<-closing
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+		defer cancel()
+		closing = shutDown(last, servers)
+		_ = open.wait(last, KindREST, KindWatch, KindStream) // there is no more time than that
 	}
 	<-closing
 	for _, server := range servers {
@@ -137,6 +138,22 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) {
 	}
 	s.config.Proxy.upstream.close()
 	s.config.Log.InfoContext(ctx, "drained")
+}
+
+// shutDown closes the listeners of servers at once, and their connections as they
+// become idle. It returns a channel that is closed when none is left or ctx is
+// done.
+func shutDown(ctx context.Context, servers []*http.Server) <-chan struct{} {
+	var group sync.WaitGroup
+	for _, server := range servers {
+		group.Go(func() { _ = server.Shutdown(ctx) }) // its error is ctx's
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		group.Wait()
+	}()
+	return done
 }
 
 // newHTTPServer returns an HTTP server with the limits that everything on the
