@@ -62,7 +62,7 @@ func TestOtherProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(testContext(t), self) //nolint:gosec // this program
+	cmd := exec.CommandContext(testContext(t), self)
 	cmd.Env = append(os.Environ(), tn.Environ()...)
 	cmd.Env = append(cmd.Env, "TAILNET_TEST_URL="+tn.URL(), "TS_AUTHKEY="+tn.AuthKey(proxy))
 	cmd.Stderr = t.Output()
