@@ -50,7 +50,7 @@ func newOperator(env environment, logs io.Writer) *cobra.Command {
 		Long: "Run in a cluster and serve its API server on the tailnet. The Helm chart sets the environment:\n" +
 			"APISERVER_PROXY, OPERATOR_HOSTNAME, OPERATOR_NAMESPACE, OPERATOR_SECRET, OPERATOR_INITIAL_TAGS,\n" +
 			"OPERATOR_LOGIN_SERVER, OPERATOR_LOGGING, CLIENT_ID_FILE, CLIENT_SECRET_FILE, CLIENT_ID, TS_AUTHKEY, TS_PORT.",
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context(), env, logs) },
 	}
 	flags := c.Flags()
@@ -81,6 +81,7 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 	if err != nil {
 		return err
 	}
+	s.upstreamSetting = [2]string{"KUBECONFIG", env("KUBECONFIG")}
 	return s.run(ctx)
 }
 
@@ -119,11 +120,11 @@ func (o *operatorOptions) service(ctx context.Context, config *rest.Config, log 
 
 // idle serves health only: without a proxy there is nothing to join a tailnet for.
 func (o *operatorOptions) idle(ctx context.Context, log *slog.Logger) error {
-	log.InfoContext(ctx, "the API server proxy is off (APISERVER_PROXY)")
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.metricsAddress)
 	if err != nil {
 		return badSetting("--metrics-address", o.metricsAddress, err.Error())
 	}
+	log.InfoContext(ctx, "the API server proxy is off (APISERVER_PROXY)")
 	return serveHealth(ctx, log, l, newRegistry(), health.Check{Name: "ping", Check: func(context.Context) error { return nil }})
 }
 

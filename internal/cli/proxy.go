@@ -35,7 +35,7 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 		Long: "Serve an API server on the tailnet from outside its cluster, so that it can be reached\n" +
 			"when the cluster schedules no pods. In mode auth, the credentials of the kubeconfig must be\n" +
 			"those of a ServiceAccount that may only impersonate users and groups.",
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := o.service(env, logs)
 			if err != nil {
@@ -73,7 +73,8 @@ func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error
 	if config.Keys, err = o.fixedKey(env); err != nil {
 		return nil, err
 	}
-	upstream, err := o.apiServer(env)
+	path := cmp.Or(o.kubeconfig, env("KUBECONFIG"))
+	upstream, err := o.apiServer(path)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +89,10 @@ func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error
 	if err != nil {
 		return nil, err
 	}
-	return &service{options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: upstream, node: node, certs: certs, log: log}, nil
+	return &service{
+		options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: upstream, upstreamSetting: [2]string{"--kubeconfig", path},
+		node: node, certs: certs, log: log,
+	}, nil
 }
 
 // check checks the flags that can be wrong by themselves.
@@ -105,9 +109,8 @@ func (o *proxyOptions) check() error {
 	return validTags("--tags", o.tags)
 }
 
-// apiServer returns the API server of the kubeconfig.
-func (o *proxyOptions) apiServer(env environment) (*rest.Config, error) {
-	path := cmp.Or(o.kubeconfig, env("KUBECONFIG"))
+// apiServer returns the API server of the kubeconfig at path.
+func (o *proxyOptions) apiServer(path string) (*rest.Config, error) {
 	if path == "" {
 		return nil, badSetting("--kubeconfig", "", "give the kubeconfig of the API server")
 	}

@@ -53,13 +53,21 @@ func newRoot(env environment, logs io.Writer) *cobra.Command {
 		Short:         "Reach a Kubernetes API server over a tailnet, as yourself",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          noArguments,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &settingError{err.Error()} })
 	root.AddCommand(newOperator(env, logs), newProxy(env, logs), newVersion())
 	return root
+}
+
+// noArguments refuses arguments that are no flags, as wrong configuration.
+func noArguments(c *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(c, args); err != nil {
+		return &settingError{err.Error()}
+	}
+	return nil
 }
 
 // lookup returns the lookup of an environment in the form of os.Environ.

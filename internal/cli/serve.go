@@ -48,9 +48,11 @@ type service struct {
 	options  serveOptions
 	mode     apiproxy.Mode
 	upstream *rest.Config
-	node     *tailnet.Node
-	certs    certificates // nil: no TLS
-	log      *slog.Logger
+	// upstreamSetting is the setting that upstream comes from, and its value.
+	upstreamSetting [2]string
+	node            *tailnet.Node
+	certs           certificates // nil: no TLS
+	log             *slog.Logger
 
 	registry  *prometheus.Registry
 	metrics   *apiproxy.Metrics
@@ -66,7 +68,7 @@ func (s *service) run(ctx context.Context) error {
 	s.observe()
 	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, Name: s.node.Name, Log: s.log, Metrics: s.metrics})
 	if err != nil {
-		return &settingError{err.Error()}
+		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}
 	pod, err := new(net.ListenConfig).Listen(ctx, "tcp", s.options.metricsAddress)
 	if err != nil {

@@ -18,7 +18,7 @@ func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print what was built",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(c.OutOrStdout(), "tailhelm %s %s %s/%s\ntailscale.com %s\n",
 				version, runtime.Version(), runtime.GOOS, runtime.GOARCH, dependency("tailscale.com"))
