@@ -68,6 +68,9 @@ type status struct {
 
 // NewNode returns a node that is not on the tailnet yet: see [Node.Run].
 func NewNode(config Config) (*Node, error) {
+	// The netmap of an earlier run may hold grants that were revoked since: until the
+	// control server has spoken, nobody is known.
+	envknob.Setenv("TS_USE_CACHED_NETMAP", "false")
 	if config.ControlURL != "" {
 		// Nothing of a device on somebody's own control server belongs on Tailscale's
 		// log server.
