@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -183,10 +184,7 @@ func (s *Server) limit(l net.Listener) net.Listener {
 func (s *Server) redirect(w http.ResponseWriter, r *http.Request) {
 	host := s.config.Host()
 	if host == "" {
-		host = r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-		}
+		host = strings.TrimSuffix(r.Host, ":80")
 	}
 	target := url.URL{Scheme: "https", Host: host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
 	http.Redirect(w, r, target.String(), http.StatusPermanentRedirect) //nolint:gosec // to the host that the client asked for
