@@ -181,7 +181,8 @@ func (r *rig) raw(t *testing.T, requestLine string, lines ...string) int {
 	}
 	defer func() { _ = conn.Close() }()
 	_, _ = fmt.Fprintf(conn, "%s\r\nHost: %s\r\n%s\r\n", requestLine, deviceName, joinLines(lines))
-	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	method, _, _ := strings.Cut(requestLine, " ")
+	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
 		t.Fatal(err)
 	}

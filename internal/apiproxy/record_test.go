@@ -1,0 +1,221 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// logged returns the first access log line without the fields that vary.
+func (r *rig) logged(t *testing.T) map[string]any {
+	t.Helper()
+	line := r.logs.lines(t, "request", 1)[0]
+	maps.DeleteFunc(line, func(name string, _ any) bool {
+		return slices.Contains([]string{"time", "level", "msg", "seconds"}, name)
+	})
+	return line
+}
+
+func TestAccessLog(t *testing.T) {
+	common := func(fields map[string]any) map[string]any {
+		all := map[string]any{
+			"user": alice.User, "groups": []any{"readers", "writers"}, "node": alice.Node, "address": "127.0.0.2",
+			"userAgent": "kubectl/v1", "bytesReceived": 0.0, "kind": "rest", "method": "GET", "code": 200.0, "bytes": 2.0,
+		}
+		maps.Copy(all, fields)
+		return all
+	}
+	resource := func(verb, group, resource, sub, namespace, name string) map[string]any {
+		return map[string]any{"verb": verb, "apiGroup": group, "resource": resource, "subresource": sub, "namespace": namespace, "name": name}
+	}
+	for name, tc := range map[string]struct {
+		method, uri string
+		want        map[string]any
+	}{
+		"resource":          {"GET", "/api/v1/namespaces/prod/pods/web-0", resource("get", "", "pods", "", "prod", "web-0")},
+		"group":             {"GET", "/apis/apps/v1/namespaces/prod/deployments", resource("list", "apps", "deployments", "", "prod", "")},
+		"subresource":       {"PATCH", "/apis/apps/v1/namespaces/prod/deployments/web/scale", resource("patch", "apps", "deployments", "scale", "prod", "web")},
+		"delete collection": {"DELETE", "/api/v1/namespaces/prod/pods", resource("deletecollection", "", "pods", "", "prod", "")},
+		"not a resource":    {"GET", "/openapi/v3?hash=x", map[string]any{"verb": "get", "path": "/openapi/v3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := start(t, newAPIServer(t, nil), options{})
+			r.do(t, alice.Addr, true, r.request(t, tc.method, tc.uri, nil, http.Header{"User-Agent": {"kubectl/v1"}}))
+			want := common(tc.want)
+			want["method"] = tc.method
+			if diff := cmp.Diff(want, r.logged(t)); diff != "" {
+				t.Errorf("log line (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What authenticates, and what is said, stays out of the log, whatever happens to
+// the request.
+func TestLogHoldsNoSecrets(t *testing.T) {
+	const secret = "hunter2"
+	for name, tc := range map[string]struct {
+		mode    Mode
+		uri     string
+		lines   []string
+		handler http.HandlerFunc
+		down    bool
+	}{
+		"auth":            {mode: ModeAuth, uri: "/api/v1/namespaces/a/secrets"},
+		"noauth":          {mode: ModeNoAuth, uri: "/api/v1/namespaces/a/secrets"},
+		"refused":         {mode: ModeAuth, uri: "/api", lines: []string{"Impersonate-Extra-Token: " + secret}},
+		"bad request":     {mode: ModeAuth, uri: "/api/v1/watch"},
+		"not a resource":  {mode: ModeAuth, uri: "/custom"},
+		"API server down": {mode: ModeAuth, uri: "/api", down: true},
+		"upgrade":         {mode: ModeNoAuth, uri: "/api", lines: []string{"Connection: Upgrade", "Upgrade: websocket"}, handler: echo},
+		"bearer protocol": {mode: ModeAuth, uri: "/api", lines: []string{"Sec-WebSocket-Protocol: " + bearerSubprotocol + secret}},
+		"broken off":      {mode: ModeAuth, uri: "/api", handler: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+		"said in answers": {mode: ModeAuth, uri: "/api", handler: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Token", secret)
+			_, _ = io.WriteString(w, secret)
+		}},
+		"address and user": {mode: ModeAuth, uri: "https://admin:" + secret + "@" + deviceName + "/api/v1/watch"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := newAPIServer(t, tc.handler)
+			r := start(t, api, options{mode: tc.mode})
+			if tc.down {
+				api.Close()
+			}
+			uri := tc.uri + "?token=" + secret
+			lines := append([]string{
+				"Authorization: Bearer " + secret, "Cookie: session=" + secret, "X-Remote-User: " + secret, "Content-Length: " + "7",
+			}, tc.lines...)
+			r.raw(t, "POST "+uri+" HTTP/1.1", append(lines, "Content-Type: text/plain\r\n\r\n"+secret)...)
+			r.logs.lines(t, "request", 1)
+			r.stop()
+			_ = receive(t, r.served, "the end of Serve")
+			if text := r.logs.String(); strings.Contains(text, secret) || strings.Contains(text, ourToken) {
+				t.Errorf("the log holds a secret:\n%s", text)
+			}
+		})
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	arrived, release := make(chan struct{}, 8), make(chan struct{})
+	api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if isUpgrade(r) {
+			echo(w, r)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
+		_ = http.NewResponseController(w).Flush()
+		arrived <- struct{}{}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	})
+	r := start(t, api, options{})
+	done := make(chan struct{})
+	for _, uri := range []string{"/api/v1/pods", "/api/v1/pods?watch=1"} {
+		request := r.request(t, http.MethodGet, uri, nil, nil)
+		go func() {
+			defer func() { done <- struct{}{} }()
+			if res, err := r.client(t, alice.Addr, true).Do(request); err == nil {
+				_, _ = io.Copy(io.Discard, res.Body)
+				_ = res.Body.Close()
+			}
+		}()
+		receive(t, arrived, "a request")
+	}
+	s := r.stream(t, alice.Addr, http.MethodPost, "SPDY/3.1")
+	inFlight := func(kind Kind) float64 {
+		return metric(t, r.metrics, "tailhelm_apiproxy_requests_in_flight", "kind", string(kind))
+	}
+	for _, kind := range []Kind{KindREST, KindWatch, KindStream} {
+		if got := inFlight(kind); got != 1 {
+			t.Errorf("%v requests of kind %s in flight, want 1", got, kind)
+		}
+	}
+	if got := metric(t, r.metrics, "tailhelm_apiproxy_connections"); got != 3 {
+		t.Errorf("%v connections, want 3", got)
+	}
+	close(release)
+	_ = s.Close()
+	receive(t, done, "an answer")
+	receive(t, done, "an answer")
+	r.get(t, stranger, "/api", nil)
+	r.logs.lines(t, "request", 4)
+	for _, want := range []struct {
+		name   string
+		labels []string
+		value  float64
+	}{
+		{"requests_total", []string{"verb", "list", "code", "202", "kind", "rest"}, 1},
+		{"requests_total", []string{"verb", "watch", "code", "202", "kind", "watch"}, 1},
+		{"requests_total", []string{"verb", "create", "code", "101", "kind", "stream"}, 1},
+		{"requests_total", []string{"verb", "unknown", "code", "401", "kind", "rest"}, 1},
+		{"request_duration_seconds", []string{"verb", "list", "kind", "rest"}, 1},
+		{"request_duration_seconds", []string{"verb", "watch", "kind", "watch"}, 1},
+		{"request_duration_seconds", []string{"verb", "create", "kind", "stream"}, 1},
+		{"refusals_total", []string{"reason", "unknown_peer"}, 1},
+		{"impersonations_total", []string{"caller", "user"}, 3},
+		{"connections_turned_away_total", nil, 0},
+	} {
+		if got := metric(t, r.metrics, "tailhelm_apiproxy_"+want.name, want.labels...); got != want.value {
+			t.Errorf("%s%v is %v, want %v", want.name, want.labels, got, want.value)
+		}
+	}
+	for _, kind := range []Kind{KindREST, KindWatch, KindStream} {
+		eventually(t, "nothing is in flight", func() bool { return inFlight(kind) == 0 })
+	}
+}
+
+// A client cannot make up series.
+func TestLabelsAreBounded(t *testing.T) {
+	r := start(t, newAPIServer(t, nil), options{})
+	for _, line := range []string{
+		"BREW /api/v1/pods", "brew /teapot", "M-SEARCH /", "get /api/v1/pods", "PROPFIND /apis/a/b/c/d/e",
+		"GET /api/v1/proxy/nodes/n", "GET /api/v1/watch/pods", "HEAD /version", "OPTIONS /", "TRACE /x", "CONNECT x:443", "GET /version",
+	} {
+		r.raw(t, line+" HTTP/1.1")
+	}
+	r.logs.lines(t, "request", 12)
+	want := []string{"get", "head", "options", "other", "proxy", "unknown", "watch"}
+	if diff := cmp.Diff(want, labelValues(t, r.metrics, "tailhelm_apiproxy_requests_total", "verb")); diff != "" {
+		t.Errorf("verbs (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"rest", "watch"}, labelValues(t, r.metrics, "tailhelm_apiproxy_requests_total", "kind"), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("kinds (-want +got):\n%s", diff)
+	}
+}
+
+// Gauges exist before the first request, so that alerts on them work.
+func TestMetricsBeforeRequests(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	NewMetrics(registry)
+	if diff := cmp.Diff([]string{"rest", "stream", "watch"}, labelValues(t, registry, "tailhelm_apiproxy_requests_in_flight", "kind")); diff != "" {
+		t.Errorf("kinds (-want +got):\n%s", diff)
+	}
+}
+
+// With the log off, requests are counted all the same.
+func TestNoAccessLog(t *testing.T) {
+	r := start(t, newAPIServer(t, nil), options{})
+	r.proxy.config.Log = slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelError}))
+	r.get(t, alice.Addr, "/api", nil)
+	eventually(t, "the request is counted", func() bool {
+		return metric(t, r.metrics, "tailhelm_apiproxy_requests_total", "verb", "get", "code", "200", "kind", "rest") == 1
+	})
+	if text := r.logs.String(); strings.Contains(text, `"msg":"request"`) {
+		t.Errorf("logged: %s", text)
+	}
+}
