@@ -115,7 +115,7 @@ func CheckImpersonator(ctx context.Context, config *rest.Config) error {
 		if slices.Contains(rule.Verbs, "*") && slices.Contains(rule.Resources, "*") {
 			return errors.New("the credentials with which the proxy impersonates may do everything: give it those of a ServiceAccount that may only impersonate users and groups")
 		}
-		if slices.Contains(rule.Verbs, "impersonate") && slices.Contains(rule.Resources, "users") {
+		if covers(rule.Verbs, "impersonate") && covers(rule.Resources, "users") {
 			mayImpersonate = true
 		}
 	}
@@ -123,4 +123,9 @@ func CheckImpersonator(ctx context.Context, config *rest.Config) error {
 		return errors.New("the credentials with which the proxy impersonates may not impersonate users: bind their ServiceAccount to a ClusterRole with the verb impersonate on users and groups")
 	}
 	return nil
+}
+
+// covers reports whether the names in a rule of RBAC stand for name.
+func covers(names []string, name string) bool {
+	return slices.Contains(names, name) || slices.Contains(names, "*")
 }

@@ -1,0 +1,223 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+// tokenRequests is a client whose TokenRequests are answered by answer.
+func tokenRequests(answer func(clienttesting.CreateAction) (*authenticationv1.TokenRequest, error)) *fake.Clientset {
+	client := fake.NewClientset()
+	client.PrependReactor("create", "serviceaccounts", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		create, ok := action.(clienttesting.CreateAction)
+		if !ok || action.GetSubresource() != "token" {
+			return false, nil, nil
+		}
+		r, err := answer(create)
+		return true, r, err
+	})
+	return client
+}
+
+// The credentials for impersonating are a ServiceAccount's, and none of the
+// operator's own are left.
+func TestImpersonatorConfig(t *testing.T) {
+	var asked []string
+	client := tokenRequests(func(a clienttesting.CreateAction) (*authenticationv1.TokenRequest, error) {
+		named, _ := a.(clienttesting.CreateActionImpl)
+		asked = append(asked, a.GetNamespace()+"/"+named.Name)
+		return &authenticationv1.TokenRequest{Status: authenticationv1.TokenRequestStatus{
+			Token: "token-of-the-impersonator", ExpirationTimestamp: metav1.NewTime(time.Now().Add(time.Hour)),
+		}}, nil
+	})
+	api := newAPIServer(t, nil)
+	own := api.config()
+	own.BearerToken, own.Username, own.Password = "token-of-the-operator", "", ""
+	r := start(t, api, options{config: ImpersonatorConfig(own, client, "tailscale", "impersonator")})
+	for range 3 {
+		if res, _ := r.get(t, alice.Addr, "/api", nil); res.StatusCode != http.StatusOK {
+			t.Fatalf("status %s", res.Status)
+		}
+	}
+	for _, got := range api.all() {
+		if diff := cmp.Diff([]string{"Bearer token-of-the-impersonator"}, got.Header["Authorization"]); diff != "" {
+			t.Errorf("Authorization (-want +got):\n%s", diff)
+		}
+	}
+	if diff := cmp.Diff([]string{"tailscale/impersonator"}, asked); diff != "" {
+		t.Errorf("tokens were asked for, of (-want +got):\n%s", diff)
+	}
+}
+
+// A token that the API server does not accept any more is replaced.
+func TestImpersonatorTokenIsReplaced(t *testing.T) {
+	var minted, revoked atomic.Int32
+	client := tokenRequests(func(clienttesting.CreateAction) (*authenticationv1.TokenRequest, error) {
+		return &authenticationv1.TokenRequest{Status: authenticationv1.TokenRequestStatus{
+			Token: fmt.Sprint("token-", minted.Add(1)), ExpirationTimestamp: metav1.NewTime(time.Now().Add(time.Hour)),
+		}}, nil
+	})
+	api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == fmt.Sprint("Bearer token-", revoked.Load()) {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	})
+	r := start(t, api, options{config: ImpersonatorConfig(api.config(), client, "tailscale", "impersonator")})
+	for _, want := range []int{http.StatusOK, http.StatusUnauthorized, http.StatusOK} {
+		if res, _ := r.get(t, alice.Addr, "/api", nil); res.StatusCode != want {
+			t.Errorf("status %s, want %d", res.Status, want)
+		}
+		revoked.Store(1)
+	}
+}
+
+func TestImpersonatorTokenFails(t *testing.T) {
+	client := tokenRequests(func(clienttesting.CreateAction) (*authenticationv1.TokenRequest, error) {
+		return nil, apierrors.NewForbidden(schema.GroupResource{Resource: "serviceaccounts/token"}, "impersonator", errors.New("RBAC"))
+	})
+	api := newAPIServer(t, nil)
+	r := start(t, api, options{config: ImpersonatorConfig(api.config(), client, "tailscale", "impersonator")})
+	res, body := r.get(t, alice.Addr, "/api", nil)
+	r.checkRefusal(t, res, body, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, reasonCredentials, "Its log says why")
+	api.mustNotReach(t)
+	if line := r.logs.lines(t, "request", 1)[0]; !strings.Contains(line["error"].(string), "ServiceAccount tailscale/impersonator") {
+		t.Errorf("logged as %v", line)
+	}
+}
+
+// The next token is asked for before the last one ends.
+func TestTokenExpiry(t *testing.T) {
+	var seconds int64
+	end := time.Now().Add(10 * time.Minute)
+	s := &serviceAccountTokens{namespace: "n", name: "s", client: tokenRequests(func(a clienttesting.CreateAction) (*authenticationv1.TokenRequest, error) {
+		r := a.GetObject().(*authenticationv1.TokenRequest) //nolint:forcetypeassert // a test
+		seconds = *r.Spec.ExpirationSeconds
+		r.Status = authenticationv1.TokenRequestStatus{Token: "t", ExpirationTimestamp: metav1.NewTime(end)}
+		return r, nil
+	})}
+	token, err := s.Token()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seconds != 3600 || token.AccessToken != "t" {
+		t.Errorf("token %q for %d s", token.AccessToken, seconds)
+	}
+	if left := end.Sub(token.Expiry); left < 100*time.Second || left > 2*time.Minute {
+		t.Errorf("the token is replaced %v before its end, want a fifth of its life", left)
+	}
+}
+
+func TestCheckReachable(t *testing.T) {
+	for name, tc := range map[string]struct {
+		mode Mode
+		code int
+		want string // "" is reachable
+	}{
+		"auth":                           {ModeAuth, 200, ""},
+		"noauth":                         {ModeNoAuth, 200, ""},
+		"auth, credentials not accepted": {ModeAuth, 401, "does not accept the credentials with which the proxy impersonates: 401"},
+		"noauth, anonymous refused":      {ModeNoAuth, 401, ""},
+		"auth, forbidden":                {ModeAuth, 403, ""},
+		"server error":                   {ModeAuth, 500, "answers 500 Internal Server Error"},
+		"noauth, server error":           {ModeNoAuth, 503, "answers 503 Service Unavailable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(tc.code) })
+			config := api.config()
+			config.Host += "/k8s/c-1"
+			checkError(t, CheckReachable(t.Context(), tc.mode, config), tc.want)
+			got := api.only(t)
+			want := map[Mode][]string{ModeAuth: {"Bearer " + ourToken}}[tc.mode]
+			if diff := cmp.Diff(want, got.Header["Authorization"]); diff != "" {
+				t.Errorf("Authorization (-want +got):\n%s", diff)
+			}
+			if got.URI != "/k8s/c-1/version" {
+				t.Errorf("asked for %s", got.URI)
+			}
+		})
+	}
+}
+
+func TestCheckReachableDown(t *testing.T) {
+	api := newAPIServer(t, nil)
+	api.Close()
+	checkError(t, CheckReachable(t.Context(), ModeAuth, api.config()), "the API server at "+api.URL)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	checkError(t, CheckReachable(ctx, ModeAuth, api.config()), "cannot be reached")
+	checkError(t, CheckReachable(t.Context(), ModeAuth, &rest.Config{Host: "https://:x:y"}), "x")
+}
+
+func TestCheckImpersonator(t *testing.T) {
+	rule := func(verbs, resources string) authorizationv1.ResourceRule {
+		return authorizationv1.ResourceRule{Verbs: strings.Split(verbs, ","), APIGroups: []string{""}, Resources: strings.Split(resources, ",")}
+	}
+	for name, tc := range map[string]struct {
+		rules      []authorizationv1.ResourceRule
+		incomplete bool
+		want       string
+	}{
+		"may impersonate":            {rules: []authorizationv1.ResourceRule{rule("create", "selfsubjectreviews"), rule("impersonate", "users,groups")}},
+		"all verbs on users":         {rules: []authorizationv1.ResourceRule{rule("*", "users,groups")}},
+		"may not":                    {rules: []authorizationv1.ResourceRule{rule("create", "selfsubjectreviews")}, want: "may not impersonate users"},
+		"groups only":                {rules: []authorizationv1.ResourceRule{rule("impersonate", "groups")}, want: "may not impersonate users"},
+		"nothing":                    {want: "may not impersonate users"},
+		"who knows":                  {incomplete: true},
+		"everything":                 {rules: []authorizationv1.ResourceRule{rule("impersonate", "users,groups"), rule("*", "*")}, want: "may do everything"},
+		"everything, and who knows":  {rules: []authorizationv1.ResourceRule{rule("*", "*")}, incomplete: true, want: "may do everything"},
+		"impersonation of all kinds": {rules: []authorizationv1.ResourceRule{rule("impersonate", "*")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews" {
+					http.NotFound(w, r)
+					return
+				}
+				w.Header().Set("Content-Type", "application/json")
+				_ = json.NewEncoder(w).Encode(authorizationv1.SelfSubjectRulesReview{
+					TypeMeta: metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectRulesReview"},
+					Status:   authorizationv1.SubjectRulesReviewStatus{ResourceRules: tc.rules, Incomplete: tc.incomplete},
+				})
+			})
+			checkError(t, CheckImpersonator(t.Context(), api.config()), tc.want)
+		})
+	}
+}
+
+func TestCheckImpersonatorFails(t *testing.T) {
+	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = io.WriteString(w, "{}")
+	})
+	checkError(t, CheckImpersonator(t.Context(), api.config()), "asking the API server what the proxy may do")
+}
+
+// checkError checks that err is nil for "", and otherwise says want.
+func checkError(t *testing.T, err error, want string) {
+	t.Helper()
+	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+		t.Errorf("error %v, want %q", err, want)
+	}
+}
