@@ -67,7 +67,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("built %d times for 4 callers:\n%s", n, out())
 	}
 
-	cmd := exec.CommandContext(t.Context(), paths[0]) //nolint:gosec // The program that was built.
+	cmd := exec.CommandContext(t.Context(), paths[0])
 	cmd.Stdin = strings.NewReader("hello\n")
 	if got, err := cmd.Output(); err != nil || !bytes.Contains(got, []byte(`"Output":"hello\n"`)) {
 		t.Errorf("the program says %q, error %v", got, err)

@@ -75,10 +75,13 @@ func lock(ctx context.Context, name string, waiting func()) (func(), error) {
 	}
 
 	waiting()
-	locked := make(chan error, 1)
-	go func() { locked <- flock(f, syscall.LOCK_EX) }()
+	locked := make(chan struct{})
+	go func() {
+		defer close(locked)
+		err = flock(f, syscall.LOCK_EX)
+	}()
 	select {
-	case err := <-locked:
+	case <-locked:
 		if err != nil {
 			unlock()
 			return nil, fmt.Errorf("lock %s: %w", name, err)
@@ -93,7 +96,7 @@ func lock(ctx context.Context, name string, waiting func()) (func(), error) {
 
 func flock(f *os.File, how int) error {
 	for {
-		err := syscall.Flock(int(f.Fd()), how) //nolint:gosec // A descriptor fits an int.
+		err := syscall.Flock(int(f.Fd()), how)
 		if !errors.Is(err, syscall.EINTR) {
 			return err
 		}

@@ -61,6 +61,9 @@ func (c *Cluster) startFirstAPIServer(ctx context.Context) error {
 		if c.port, err = freePort(ctx); err != nil {
 			return err
 		}
+		if _, err := freshLog(c.apiServerLog()); err != nil {
+			return err
+		}
 		c.config = c.certificateConfig(admin)
 		return c.StartAPIServer(ctx)
 	})
@@ -96,7 +99,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not ready in %v", startTimeout))
 	defer cancel()
-	log := c.path("kube-apiserver.log")
+	log := c.apiServerLog()
 	p, err := process.Serve(ctx, c.path("home"), log, program, c.apiServerFlags()...)
 	if err != nil {
 		return err
@@ -134,6 +137,8 @@ func (c *Cluster) endAPIServer(end func(*process.Process) error) error {
 	c.apiServer = nil
 	return end(p)
 }
+
+func (c *Cluster) apiServerLog() string { return c.path("kube-apiserver.log") }
 
 func (c *Cluster) apiServerFlags() []string {
 	pki := func(name string) string { return c.path("pki", name) }

@@ -5,9 +5,13 @@ package kubernetes
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,39 +48,118 @@ func must(t *testing.T, c *Cluster, args ...string) string {
 	return out
 }
 
-func TestCluster(t *testing.T) {
-	c := New(t, Options{APIServerFlags: []string{"--min-request-timeout=301"}})
+// echoPod is a Pod whose main process repeats what it reads.
+const echoPod = `apiVersion: v1
+kind: Pod
+metadata: {name: NAME}
+spec:
+  nodeName: node
+  containers:
+  - name: main
+    image: none
+    stdin: true
+    command: [sh, -c, 'echo started by $GREETER; while read line; do echo "you said $line"; done']
+    env: [{name: GREETER, value: the test}]
+  - {name: side, image: none}
+`
 
-	t.Run("Version", func(t *testing.T) {
-		out := must(t, c, "version")
-		if n := strings.Count(out, "v1.36.3"); n != 2 {
-			t.Errorf("v1.36.3 is there %d times, want client and server:\n%s", n, out)
-		}
-	})
-	t.Run("ServiceAccount", func(t *testing.T) { testServiceAccount(t, c) })
-	t.Run("Namespace", func(t *testing.T) {
-		must(t, c, "create", "namespace", "fresh")
-		for _, object := range []string{"serviceaccount/default", "configmap/kube-root-ca.crt"} {
-			must(t, c, "wait", "--for=create", "--timeout=60s", "-n", "fresh", object)
-		}
-	})
-	t.Run("Helm", func(t *testing.T) {
-		out, err := c.Helm(patient(t), "list", "--all-namespaces", "--output=json").CombinedOutput()
-		if got := strings.TrimSpace(string(out)); err != nil || got != "[]" {
-			t.Errorf("helm list: %v\n%s", err, got)
-		}
-	})
-	t.Run("Flags", func(t *testing.T) {
-		if out := must(t, c, "get", "--raw", "/flagz"); !strings.Contains(out, "min-request-timeout:301") {
-			t.Errorf("the flag is not in:\n%s", out)
-		}
-	})
-	t.Run("Restart", func(t *testing.T) { testRestart(t, c) })
+// shared is the cluster of the tests that leave it as it was. It has a node.
+var shared struct {
+	sync.Mutex
+	cluster *Cluster
+	kubelet *Kubelet
 }
 
-// testServiceAccount has a ServiceAccount without rights ask for something, and looks
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared.cluster != nil {
+		if err := shared.cluster.close(code != 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func sharedCluster(t *testing.T) (*Cluster, *Kubelet) {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.cluster == nil {
+		c, err := Start(t.Context(), Options{APIServerFlags: []string{"--min-request-timeout=301"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := c.StartKubelet(patient(t), KubeletOptions{})
+		if err != nil {
+			t.Fatal(errors.Join(err, c.Close()))
+		}
+		shared.cluster, shared.kubelet = c, k
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("logs of the cluster: %s", shared.cluster.Dir())
+		}
+	})
+	return shared.cluster, shared.kubelet
+}
+
+// echo runs an echoPod of that name until the test ends.
+func echo(t *testing.T, name string) (*Cluster, *Kubelet) {
+	t.Helper()
+	c, k := sharedCluster(t)
+	create := c.Kubectl(patient(t), "create", "-f", "-")
+	create.Stdin = strings.NewReader(strings.Replace(echoPod, "NAME", name, 1))
+	if out, err := create.CombinedOutput(); err != nil {
+		t.Fatalf("create a pod: %v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		// Until it is gone: the next test has a Pod of the same name.
+		ctx := context.WithoutCancel(t.Context())
+		out, err := c.Kubectl(ctx, "delete", "pod", name, "--ignore-not-found", "--timeout=100s").CombinedOutput()
+		if err != nil {
+			t.Errorf("delete the pod: %v\n%s", err, out)
+		}
+	})
+	must(t, c, "wait", "--for=condition=Ready", "--timeout=100s", "pod/"+name)
+	return c, k
+}
+
+func TestVersion(t *testing.T) {
+	c, _ := sharedCluster(t)
+	out := must(t, c, "version")
+	if n := strings.Count(out, version); n != 2 {
+		t.Errorf("%s is there %d times, want client and server:\n%s", version, n, out)
+	}
+}
+
+func TestNamespaceIsFurnished(t *testing.T) {
+	c, _ := sharedCluster(t)
+	must(t, c, "create", "namespace", "fresh")
+	for _, object := range []string{"serviceaccount/default", "configmap/kube-root-ca.crt"} {
+		must(t, c, "wait", "--for=create", "--timeout=100s", "-n", "fresh", object)
+	}
+}
+
+func TestHelm(t *testing.T) {
+	c, _ := sharedCluster(t)
+	out, err := c.Helm(patient(t), "list", "--all-namespaces", "--output=json").CombinedOutput()
+	if got := strings.TrimSpace(string(out)); err != nil || got != "[]" {
+		t.Errorf("helm list: %v\n%s", err, got)
+	}
+}
+
+func TestAPIServerFlags(t *testing.T) {
+	c, _ := sharedCluster(t)
+	if out := must(t, c, "get", "--raw", "/flagz"); !regexp.MustCompile(`min-request-timeout\W+301`).MatchString(out) {
+		t.Errorf("the flag is not in:\n%s", out)
+	}
+}
+
+// TestServiceAccount has a ServiceAccount without rights ask for something, and looks
 // up what the API server made of it.
-func testServiceAccount(t *testing.T, c *Cluster) {
+func TestServiceAccount(t *testing.T) {
+	c, _ := sharedCluster(t)
 	token, err := c.ServiceAccountToken(patient(t), "default", "default")
 	if err != nil {
 		t.Fatal(err)
@@ -105,9 +188,10 @@ func testServiceAccount(t *testing.T, c *Cluster) {
 	}
 }
 
-// testRestart stops the API server gently, then kills it, and looks for what was
+// TestRestart stops the API server gently, then kills it, and looks for what was
 // stored before.
-func testRestart(t *testing.T, c *Cluster) {
+func TestRestart(t *testing.T) {
+	c, _ := sharedCluster(t)
 	configMaps := c.Client().CoreV1().ConfigMaps("default")
 	kept := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kept"}}
 	if _, err := configMaps.Create(patient(t), kept, metav1.CreateOptions{}); err != nil {
@@ -133,7 +217,7 @@ func testRestart(t *testing.T, c *Cluster) {
 }
 
 func TestClientCertificate(t *testing.T) {
-	c := New(t, Options{})
+	c, _ := sharedCluster(t)
 	config, err := c.UserConfig("jane", "jane@example.com", "developers")
 	if err != nil {
 		t.Fatal(err)

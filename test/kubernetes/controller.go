@@ -13,10 +13,10 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-// runController runs a small controller until Close, over restarts of the API server.
-// watch registers handlers, which put objects into the queue; sync handles one object
+// runController runs a small controller until Close, or until the channel closes, over
+// restarts of the API server. watch registers handlers, which put objects into the queue; sync handles one object
 // and is called again, ever more slowly, while it fails.
-func (c *Cluster) runController(factory informers.SharedInformerFactory,
+func (c *Cluster) runController(until <-chan struct{}, factory informers.SharedInformerFactory,
 	watch func(enqueue func(namespace, name string)) error,
 	sync func(ctx context.Context, namespace, name string) error,
 ) error {
@@ -40,6 +40,14 @@ func (c *Cluster) runController(factory informers.SharedInformerFactory,
 				queue.Forget(item)
 			}
 			queue.Done(item)
+		}
+	}()
+	go func() {
+		select {
+		case <-until:
+			cancel()
+			queue.ShutDown()
+		case <-ctx.Done():
 		}
 	}()
 	factory.Start(ctx.Done())

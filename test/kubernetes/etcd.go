@@ -36,12 +36,16 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 			return err
 		}
 		c.etcdURL = "https://" + address(port)
-		p, err := process.Serve(ctx, c.path("home"), c.path("etcd.log"), program, c.etcdFlags(cert, "https://"+address(peerPort))...)
+		log, err := freshLog(c.path("etcd.log"))
+		if err != nil {
+			return err
+		}
+		p, err := process.Serve(ctx, c.path("home"), log, program, c.etcdFlags(cert, "https://"+address(peerPort))...)
 		if err != nil {
 			return err
 		}
 		c.etcd = p
-		return waitReady(ctx, p, c.path("etcd.log"), c.etcdURL+"/health", client)
+		return waitReady(ctx, p, log, c.etcdURL+"/health", client)
 	})
 }
 

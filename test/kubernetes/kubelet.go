@@ -87,7 +87,9 @@ func (c *Cluster) startKubelet(ctx context.Context, o KubeletOptions) (*Kubelet,
 		return nil, errors.Join(errClosed, k.Close())
 	}
 	if o.Schedule {
-		return k, c.startScheduler(o.Name)
+		if err := c.startScheduler(k); err != nil {
+			return nil, errors.Join(err, k.Close())
+		}
 	}
 	return k, nil
 }

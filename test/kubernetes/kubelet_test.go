@@ -28,205 +28,201 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// echoPod is a Pod whose main process repeats what it reads.
-const echoPod = `apiVersion: v1
-kind: Pod
-metadata: {name: echo}
-spec:
-  nodeName: node
-  containers:
-  - name: main
-    image: none
-    stdin: true
-    command: [sh, -c, 'echo started by $GREETER; while read line; do echo "you said $line"; done']
-    env: [{name: GREETER, value: the test}]
-  - {name: side, image: none}
-`
+// protocols are the two that kubectl speaks to the API server.
+var protocols = []protocol{{"WebSocket", "true"}, {"SPDY", "false"}}
 
-func TestKubelet(t *testing.T) {
-	c := New(t, Options{})
-	k, err := c.StartKubelet(patient(t), KubeletOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	create := c.Kubectl(patient(t), "create", "-f", "-")
-	create.Stdin = strings.NewReader(echoPod)
-	if out, err := create.CombinedOutput(); err != nil {
-		t.Fatalf("create a pod: %v\n%s", err, out)
-	}
-	must(t, c, "wait", "--for=condition=Ready", "--timeout=100s", "pod/echo")
+type protocol struct{ name, webSockets string }
 
-	for name, env := range map[string]string{
-		"WebSocket": "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true",
-		"SPDY":      "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false",
-	} {
-		t.Run(name, func(t *testing.T) {
-			kubectl := func(args ...string) *exec.Cmd {
-				cmd := c.Kubectl(patient(t), args...)
-				cmd.Env = append(cmd.Env, env, strings.Replace(env, "REMOTE_COMMAND", "PORT_FORWARD", 1))
-				return cmd
+func (p protocol) kubectl(t *testing.T, c *Cluster, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := c.Kubectl(patient(t), args...)
+	cmd.Env = append(cmd.Env, "KUBECTL_REMOTE_COMMAND_WEBSOCKETS="+p.webSockets, "KUBECTL_PORT_FORWARD_WEBSOCKETS="+p.webSockets)
+	return cmd
+}
+
+func TestExec(t *testing.T) {
+	c, _ := echo(t, "echo")
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			cmd := p.kubectl(t, c, "exec", "-i", "echo", "-c", "main", "--", "sh", "-c", "cat; echo to stderr >&2")
+			cmd.Stdin = strings.NewReader("to stdout\n")
+			var stdout, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			if err := cmd.Run(); err != nil {
+				t.Errorf("kubectl exec: %v", err)
 			}
-			t.Run("Exec", func(t *testing.T) { testExec(t, kubectl) })
-			t.Run("ExitCode", func(t *testing.T) { testExitCode(t, kubectl) })
-			t.Run("Terminal", func(t *testing.T) { testTerminal(t, kubectl) })
-			t.Run("Attach", func(t *testing.T) { testAttach(t, kubectl) })
-			t.Run("Copy", func(t *testing.T) { testCopy(t, kubectl) })
-			t.Run("PortForward", func(t *testing.T) { testPortForward(t, kubectl) })
-			t.Run("Debug", func(t *testing.T) { testDebug(t, kubectl) })
+			if stdout.String() != "to stdout\n" || stderr.String() != "to stderr\n" {
+				t.Errorf("stdout = %q, stderr = %q", &stdout, &stderr)
+			}
 		})
 	}
-	t.Run("Logs", func(t *testing.T) { testLogs(t, c) })
-	t.Run("OnlyTheAPIServer", func(t *testing.T) { testOnlyTheAPIServer(t, c, k) })
-	t.Run("Deletion", func(t *testing.T) { testDeletion(t, c, k) })
 }
 
-func testExec(t *testing.T, kubectl func(...string) *exec.Cmd) {
-	cmd := kubectl("exec", "-i", "echo", "-c", "main", "--", "sh", "-c", "cat; echo to stderr >&2")
-	cmd.Stdin = strings.NewReader("to stdout\n")
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		t.Errorf("kubectl exec: %v", err)
-	}
-	if stdout.String() != "to stdout\n" || stderr.String() != "to stderr\n" {
-		t.Errorf("stdout = %q, stderr = %q", &stdout, &stderr)
-	}
-}
-
-func testExitCode(t *testing.T, kubectl func(...string) *exec.Cmd) {
-	for command, want := range map[string]int{"exit 42": 42, "kill -9 $$": 137} {
-		var exit *exec.ExitError
-		err := kubectl("exec", "echo", "-c", "main", "--", "sh", "-c", command).Run()
-		if !errors.As(err, &exit) || exit.ExitCode() != want {
-			t.Errorf("%s: error = %v, want exit status %d", command, err, want)
-		}
-	}
-	out, err := kubectl("exec", "echo", "-c", "main", "--", "no-such-command").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "executable file not found") {
-		t.Errorf("no-such-command: error = %v, and kubectl says %q", err, out)
+func TestExitCode(t *testing.T) {
+	c, _ := echo(t, "echo")
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			for command, want := range map[string]int{"exit 42": 42, "kill -9 $$": 137} {
+				var exit *exec.ExitError
+				err := p.kubectl(t, c, "exec", "echo", "-c", "main", "--", "sh", "-c", command).Run()
+				if !errors.As(err, &exit) || exit.ExitCode() != want {
+					t.Errorf("%s: error = %v, want exit status %d", command, err, want)
+				}
+			}
+			out, err := p.kubectl(t, c, "exec", "echo", "-c", "main", "--", "no-such-command").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "executable file not found") {
+				t.Errorf("no-such-command: error = %v, and kubectl says %q", err, out)
+			}
+		})
 	}
 }
 
-// testTerminal runs kubectl on a terminal and changes its size.
-func testTerminal(t *testing.T, kubectl func(...string) *exec.Cmd) {
-	cmd := kubectl("exec", "-it", "echo", "-c", "main", "--", "sh")
-	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 33, Cols: 77})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = terminal.Close() }()
-	screen := newScreen(terminal)
-	// The size follows the start, so it is asked for until it is right.
-	ask := func() { _, _ = io.WriteString(terminal, "tty; stty size\n") }
-	screen.waitFor(patient(t), t, `/dev/pts/\d+\r\n33 77\r\n`, ask)
-	if err := pty.Setsize(terminal, &pty.Winsize{Rows: 44, Cols: 99}); err != nil {
-		t.Fatal(err)
-	}
-	screen.waitFor(patient(t), t, `44 99\r\n`, ask)
-	if _, err := io.WriteString(terminal, "exit 7\n"); err != nil {
-		t.Fatal(err)
-	}
-	var exit *exec.ExitError
-	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 7 {
-		t.Errorf("error = %v, want exit status 7", err)
-	}
-}
-
-func testAttach(t *testing.T, kubectl func(...string) *exec.Cmd) {
-	cmd := kubectl("attach", "-i", "echo", "-c", "main")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	screen := newScreen(stdout)
-	// Output from before the attachment is not shown, so the line is said until heard.
-	screen.waitFor(patient(t), t, "you said hello\n", func() { _, _ = io.WriteString(stdin, "hello\n") })
-	if err := stdin.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("kubectl attach: %v", err)
+// TestTerminal runs kubectl on a terminal and changes its size.
+func TestTerminal(t *testing.T) {
+	c, _ := echo(t, "echo")
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			cmd := p.kubectl(t, c, "exec", "-it", "echo", "-c", "main", "--", "sh")
+			terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 33, Cols: 77})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = terminal.Close() }()
+			screen := newScreen(terminal)
+			// The size follows the start, so it is asked for until it is right.
+			ask := func() { _, _ = io.WriteString(terminal, "tty; stty size\n") }
+			screen.waitFor(patient(t), t, `/dev/pts/\d+\r\n33 77\r\n`, ask)
+			if err := pty.Setsize(terminal, &pty.Winsize{Rows: 44, Cols: 99}); err != nil {
+				t.Fatal(err)
+			}
+			screen.waitFor(patient(t), t, `44 99\r\n`, ask)
+			if _, err := io.WriteString(terminal, "exit 7\n"); err != nil {
+				t.Fatal(err)
+			}
+			var exit *exec.ExitError
+			if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 7 {
+				t.Errorf("error = %v, want exit status 7", err)
+			}
+		})
 	}
 }
 
-func testCopy(t *testing.T, kubectl func(...string) *exec.Cmd) {
-	here := t.TempDir()
-	content := make([]byte, 3<<20)
-	_, _ = rand.Read(content)
-	if err := os.WriteFile(filepath.Join(here, "there"), content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{{"there", "echo:copy"}, {"echo:copy", "back"}} {
-		cmd := kubectl(append([]string{"cp", "-c", "main"}, args...)...)
-		cmd.Dir = here
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("kubectl cp %v: %v\n%s", args, err, out)
-		}
-	}
-	if back, err := os.ReadFile(filepath.Join(here, "back")); err != nil || !bytes.Equal(back, content) {
-		t.Errorf("%d bytes came back (%v), and they are not what was sent", len(back), err)
-	}
-}
-
-func testPortForward(t *testing.T, kubectl func(...string) *exec.Cmd) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "from the pod")
-	}))
-	defer server.Close()
-	_, port, err := net.SplitHostPort(server.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := kubectl("port-forward", "--address=127.0.0.1", "pod/echo", ":"+port)
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}()
-	local := newScreen(stdout).waitFor(patient(t), t, `127\.0\.0\.1:\d+`, nil)
-	for range 3 {
-		if body, err := fetch(patient(t), http.DefaultClient, "http://"+local); err != nil || body != "200 from the pod" {
-			t.Errorf("got %q, %v", body, err)
-		}
+func TestAttach(t *testing.T) {
+	c, _ := echo(t, "echo")
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			cmd := p.kubectl(t, c, "attach", "-i", "echo", "-c", "main")
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			screen := newScreen(stdout)
+			// Output from before the attachment is not shown, so the line is said until heard.
+			screen.waitFor(patient(t), t, "you said hello\n", func() { _, _ = io.WriteString(stdin, "hello\n") })
+			if err := stdin.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("kubectl attach: %v", err)
+			}
+		})
 	}
 }
 
-func testDebug(t *testing.T, kubectl func(...string) *exec.Cmd) {
-	cmd := kubectl("debug", "-i", "echo", "--image=none", "--profile=general", "--", "sh", "-c", "cat")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	newScreen(stdout).waitFor(patient(t), t, "a question\n", func() { _, _ = io.WriteString(stdin, "a question\n") })
-	if err := stdin.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("kubectl debug: %v", err)
+func TestCopy(t *testing.T) {
+	c, _ := echo(t, "echo")
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			here := t.TempDir()
+			content := make([]byte, 3<<20)
+			_, _ = rand.Read(content)
+			if err := os.WriteFile(filepath.Join(here, "there"), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range [][]string{{"there", "echo:copy"}, {"echo:copy", "back"}} {
+				cmd := p.kubectl(t, c, append([]string{"cp", "-c", "main"}, args...)...)
+				cmd.Dir = here
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("kubectl cp %v: %v\n%s", args, err, out)
+				}
+			}
+			if back, err := os.ReadFile(filepath.Join(here, "back")); err != nil || !bytes.Equal(back, content) {
+				t.Errorf("%d bytes came back (%v), and they are not what was sent", len(back), err)
+			}
+		})
 	}
 }
 
-func testLogs(t *testing.T, c *Cluster) {
+func TestPortForward(t *testing.T) {
+	c, _ := echo(t, "echo")
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = io.WriteString(w, "from the pod")
+			}))
+			defer server.Close()
+			_, port, err := net.SplitHostPort(server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := p.kubectl(t, c, "port-forward", "--address=127.0.0.1", "pod/echo", ":"+port)
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+			}()
+			local := newScreen(stdout).waitFor(patient(t), t, `127\.0\.0\.1:\d+`, nil)
+			for range 3 {
+				if body, err := fetch(patient(t), http.DefaultClient, "http://"+local); err != nil || body != "200 from the pod" {
+					t.Errorf("got %q, %v", body, err)
+				}
+			}
+		})
+	}
+}
+
+func TestDebug(t *testing.T) {
+	c, _ := echo(t, "echo")
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			cmd := p.kubectl(t, c, "debug", "-i", "echo", "--image=none", "--profile=general", "--", "sh", "-c", "cat")
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			newScreen(stdout).waitFor(patient(t), t, "a question\n", func() { _, _ = io.WriteString(stdin, "a question\n") })
+			if err := stdin.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("kubectl debug: %v", err)
+			}
+		})
+	}
+}
+
+func TestLogs(t *testing.T) {
+	c, _ := echo(t, "echo")
 	if out := must(t, c, "logs", "echo", "-c", "main"); !strings.HasPrefix(out, "started by the test\n") {
 		t.Errorf("kubectl logs says %q", out)
 	}
@@ -255,8 +251,9 @@ func testLogs(t *testing.T, c *Cluster) {
 	_, _ = attach.Wait(), cmd.Wait()
 }
 
-// testOnlyTheAPIServer asks the kubelet directly.
-func testOnlyTheAPIServer(t *testing.T, c *Cluster, k *Kubelet) {
+// TestKubeletServesOnlyTheAPIServer asks the kubelet directly.
+func TestKubeletServesOnlyTheAPIServer(t *testing.T) {
+	c, k := sharedCluster(t)
 	url := fmt.Sprintf("https://127.0.0.1:%d/containerLogs/default/echo/main", k.Port())
 	anonymous := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.ca.pool()}}}
 	if got, err := fetch(patient(t), anonymous, url); err != nil || !strings.HasPrefix(got, "401 ") {
@@ -275,8 +272,9 @@ func testOnlyTheAPIServer(t *testing.T, c *Cluster, k *Kubelet) {
 	}
 }
 
-// testDeletion deletes the pod under a process that left its process group.
-func testDeletion(t *testing.T, c *Cluster, k *Kubelet) {
+// TestPodDeletion deletes a pod under a process that left its process group.
+func TestPodDeletion(t *testing.T) {
+	c, k := echo(t, "echo")
 	pod, err := c.Client().CoreV1().Pods("default").Get(patient(t), "echo", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -385,4 +383,51 @@ func (s *screen) waitFor(ctx context.Context, t *testing.T, pattern string, prom
 		t.Fatalf("wait for %q: %v; there is:\n%s", pattern, err, s.text)
 	}
 	return match
+}
+
+// TestRun has a Pod scheduled, talks to its main process on a terminal and gets its
+// exit code. Then the node is switched off under an open stream.
+func TestRun(t *testing.T) {
+	c, _ := sharedCluster(t)
+	k, err := c.StartKubelet(patient(t), KubeletOptions{Name: "other", Schedule: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := c.Kubectl(patient(t), "run", "shell", "-it", "--rm", "--restart=Never", "--image=none")
+	terminal, err := pty.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = terminal.Close() }()
+	newScreen(terminal).waitFor(patient(t), t, `3 is it`, func() { _, _ = io.WriteString(terminal, "echo $((1+2)) is it\n") })
+	if _, err := io.WriteString(terminal, "exit 5\n"); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 5 {
+		t.Errorf("error = %v, want exit status 5", err)
+	}
+
+	must(t, c, "run", "idle", "--image=none")
+	must(t, c, "wait", "--for=condition=Ready", "--timeout=100s", "pod/idle")
+	open := c.Kubectl(patient(t), "exec", "-i", "idle", "--", "cat")
+	stdin, err := open.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := open.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := open.Start(); err != nil {
+		t.Fatal(err)
+	}
+	newScreen(stdout).waitFor(patient(t), t, "hello", func() { _, _ = io.WriteString(stdin, "hello\n") })
+	if err := k.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := open.Wait(); err == nil {
+		t.Error("kubectl exec ends well, though its node was switched off")
+	}
+	must(t, c, "delete", "pod", "idle", "--force", "--grace-period=0")
 }

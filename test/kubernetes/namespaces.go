@@ -30,7 +30,7 @@ func (c *Cluster) startNamespaces() error {
 	}
 	factory := informers.NewSharedInformerFactory(client, 0)
 	informer := factory.Core().V1().Namespaces().Informer()
-	return c.runController(factory, func(enqueue func(namespace, name string)) error {
+	return c.runController(nil, factory, func(enqueue func(namespace, name string)) error {
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
 			if ns, ok := obj.(*corev1.Namespace); ok && ns.DeletionTimestamp == nil {
 				enqueue("", ns.Name)

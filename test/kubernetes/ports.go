@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +60,15 @@ func retryPorts(ctx context.Context, start func(ctx context.Context) error) erro
 			return err
 		}
 	}
+}
+
+// freshLog removes the log of an earlier try and returns its path: that a port was taken
+// is read off the log.
+func freshLog(name string) (string, error) {
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	return name, nil
 }
 
 // waitReady asks url until it answers 200, the process ends, or ctx ends. When it

@@ -14,8 +14,10 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// startScheduler binds each Pod that has no node to the named one, until Close.
-func (c *Cluster) startScheduler(node string) error {
+// startScheduler binds each Pod that has no node to that of the kubelet, as long as it
+// runs.
+func (c *Cluster) startScheduler(k *Kubelet) error {
+	node := k.Name()
 	config, err := c.UserConfig("scheduler-"+node, "system:kube-scheduler")
 	if err != nil {
 		return err
@@ -27,7 +29,7 @@ func (c *Cluster) startScheduler(node string) error {
 	unbound := informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "spec.nodeName=" })
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, unbound)
 	informer := factory.Core().V1().Pods().Informer()
-	return c.runController(factory, func(enqueue func(namespace, name string)) error {
+	return c.runController(k.Done(), factory, func(enqueue func(namespace, name string)) error {
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
 			if pod, ok := obj.(*corev1.Pod); ok && pod.DeletionTimestamp == nil {
 				enqueue(pod.Namespace, pod.Name)

@@ -185,6 +185,9 @@ func (k *Kubelet) Close() error {
 // Name is the name of the Node.
 func (k *Kubelet) Name() string { return k.options.Name }
 
+// Done is closed when the kubelet stops.
+func (k *Kubelet) Done() <-chan struct{} { return k.life.Done() }
+
 // Port is the port of 127.0.0.1 on which the kubelet serves the API server.
 func (k *Kubelet) Port() int { return int(k.port) }
 

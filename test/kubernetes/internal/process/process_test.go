@@ -48,7 +48,11 @@ func TestChildEndsWithAParentThatIsKilled(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux has a signal for it")
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self)
 	cmd.Env = append(os.Environ(), parentVariable+"=1")
 	r, w, err := os.Pipe()
 	if err != nil {
