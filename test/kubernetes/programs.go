@@ -33,7 +33,7 @@ var (
 
 var (
 	kubeAPIServer         = kubernetesProgram("kube-apiserver", "about 3 minutes on 2 cores")
-	kubeControllerManager = kubernetesProgram("kube-controller-manager", "about 2 minutes on 2 cores")
+	kubeControllerManager = kubernetesProgram("kube-controller-manager", "about 1 minute on 2 cores")
 	kubectl               = kubernetesProgram("kubectl", "about 1 minute on 2 cores")
 
 	etcd = binary.Program{
