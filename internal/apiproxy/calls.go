@@ -13,12 +13,19 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tailscale.com/tailcfg"
+
 	"github.com/tailhelm/tailhelm/internal/identity"
 )
 
 // recheckInterval bounds how long an open request outlives a change of its
 // caller of which Peers sent no word.
 const recheckInterval = time.Second
+
+// maxCallsPerDevice is how many requests one device may have open: more than a
+// controller that watches every resource of a large cluster has, and few enough
+// that what is held for each of them cannot exhaust the memory.
+const maxCallsPerDevice = 2048
 
 // errDrained is why watches and streams end in a drain.
 var errDrained = errors.New("the proxy is shutting down")
@@ -39,32 +46,43 @@ func callFrom(ctx context.Context) *call {
 // calls are the open requests. They can be ended from outside: when their
 // caller's identity changes, and in a drain.
 type calls struct {
-	mu       sync.Mutex
-	open     map[*call]struct{}
-	draining bool
+	mu   sync.Mutex
+	open map[*call]struct{}
+	// perDevice counts the open calls of each device.
+	perDevice map[tailcfg.StableNodeID]int
+	draining  bool
 	// changed is closed and replaced when a call ends while somebody waits.
 	changed chan struct{}
 	waiting int
 }
 
 func newCalls() *calls {
-	return &calls{open: map[*call]struct{}{}, changed: make(chan struct{})}
+	return &calls{open: map[*call]struct{}{}, perDevice: map[tailcfg.StableNodeID]int{}, changed: make(chan struct{})}
 }
 
-// add registers c and returns the function that removes it.
-func (s *calls) add(c *call) (done func()) {
+// add registers c and returns the function that removes it. It returns false when
+// c's device has maxCallsPerDevice calls open.
+func (s *calls) add(c *call) (done func(), ok bool) {
+	device := c.caller.NodeID
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.perDevice[device] >= maxCallsPerDevice {
+		return nil, false
+	}
+	s.perDevice[device]++
 	s.open[c] = struct{}{}
-	s.mu.Unlock()
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.open, c)
+		if s.perDevice[device]--; s.perDevice[device] == 0 {
+			delete(s.perDevice, device)
+		}
 		if s.waiting > 0 {
 			close(s.changed)
 			s.changed = make(chan struct{})
 		}
-	}
+	}, true
 }
 
 // recheck asks peers about the callers of all open calls and ends each one whose

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -24,6 +25,7 @@ const (
 	// tokenLifetime is what is asked for. The API server may shorten it.
 	tokenLifetime = time.Hour
 	tokenTimeout  = 10 * time.Second
+	resetInterval = 30 * time.Second
 )
 
 // ErrCredentials marks errors of getting the credentials with which the proxy
@@ -36,10 +38,29 @@ var ErrCredentials = errors.New("no credentials to impersonate with")
 // in it.
 func ImpersonatorConfig(config *rest.Config, client kubernetes.Interface, namespace, serviceAccount string) *rest.Config {
 	c := rest.AnonymousClientConfig(config)
-	c.Wrap(transport.ResettableTokenSourceWrapTransport(transport.NewCachedTokenSource(&serviceAccountTokens{
-		client: client, namespace: namespace, name: serviceAccount,
-	})))
+	c.Wrap(transport.ResettableTokenSourceWrapTransport(&patientTokens{
+		ResettableTokenSource: transport.NewCachedTokenSource(&serviceAccountTokens{client: client, namespace: namespace, name: serviceAccount}),
+	}))
 	return c
+}
+
+// patientTokens drops a token that the API server did not accept at most once per
+// resetInterval: any caller can cause an answer 401, from a pod of its own through
+// the proxy subresource for example, and must not make everybody wait for tokens.
+type patientTokens struct {
+	transport.ResettableTokenSource
+	mu   sync.Mutex
+	next time.Time // of a reset
+}
+
+// ResetTokenOlderThan drops the token if it is older than t.
+func (p *patientTokens) ResetTokenOlderThan(t time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); !now.Before(p.next) {
+		p.next = now.Add(resetInterval)
+		p.ResettableTokenSource.ResetTokenOlderThan(t)
+	}
 }
 
 // serviceAccountTokens mints tokens of a ServiceAccount.
@@ -97,6 +118,10 @@ func CheckReachable(ctx context.Context, mode Mode, config *rest.Config) error {
 	return nil
 }
 
+// ErrAllPowerful is what CheckImpersonator returns for credentials that may do
+// everything.
+var ErrAllPowerful = errors.New("the credentials with which the proxy impersonates may do everything: give it those of a ServiceAccount that may only impersonate users and groups")
+
 // CheckImpersonator returns what is wrong with the credentials of config for
 // impersonating callers: they may not impersonate, or they may do everything. The
 // second would turn any defect of the proxy into somebody's cluster.
@@ -113,7 +138,7 @@ func CheckImpersonator(ctx context.Context, config *rest.Config) error {
 	mayImpersonate := false
 	for _, rule := range review.Status.ResourceRules {
 		if slices.Contains(rule.Verbs, "*") && slices.Contains(rule.Resources, "*") {
-			return errors.New("the credentials with which the proxy impersonates may do everything: give it those of a ServiceAccount that may only impersonate users and groups")
+			return ErrAllPowerful
 		}
 		if covers(rule.Verbs, "impersonate") && covers(rule.Resources, "users") {
 			mayImpersonate = true

@@ -36,8 +36,10 @@
 //     ServiceAccount whose only power is to impersonate.
 //   - Asking once is not enough: a watch or an exec lives for hours. Open requests
 //     are asked about again, and end when the answer changes.
-//   - Slow or huge headers, idle connections and many connections of one peer are
-//     bounded, so that they cost nothing to others.
+//   - Slow or huge headers, idle connections, connections and open requests of one
+//     peer, and what is held for a client that does not read are bounded.
+//   - A browser on a caller's device is the caller, too. Pages of other sites, and
+//     pages that pods serve through the API, must not act as the caller.
 //
 // A refusal is a metav1.Status in the media type that the client accepts, with a
 // sentence that says what to do: kubectl prints it.
@@ -47,7 +49,7 @@
 // HTTP/2 to the API server shares few connections between many callers. Requests
 // that GOAWAY turns back are sent again when the API server has not seen them; for
 // that the first [replayLimit] bytes of a body are kept until it is answered.
-// Upgrades need HTTP/1.1 and a connection each.
+// Upgrades need HTTP/1.1, and a connection each that no other caller gets.
 //
 // Responses are not decoded: compression, protobuf and tables pass as they are.
 package apiproxy

@@ -93,13 +93,16 @@ func (s *h2Server) serve(conn net.Conn, n int, early bool, refuse refuse) int {
 				s.answer(f, id, bodies[id])
 			}
 		case *http2.DataFrame:
+			size := uint32(len(frame.Data())) //nolint:gosec // at most a frame
+			if size > 0 {
+				_ = f.WriteWindowUpdate(0, size) // RFC 9113 section 6.9: also for a stream that is closed
+			}
 			body := bodies[id]
 			if body == nil {
 				continue // of a stream that was refused
 			}
 			body.Write(frame.Data())
-			if size := uint32(len(frame.Data())); size > 0 { //nolint:gosec // at most a frame
-				_ = f.WriteWindowUpdate(0, size)
+			if size > 0 {
 				_ = f.WriteWindowUpdate(id, size)
 			}
 			if !frame.StreamEnded() {

@@ -51,25 +51,31 @@ func dropCredentials(h http.Header) {
 // server.
 func isCredential(name string) bool { return strings.EqualFold(name, "Authorization") }
 
-// dropBearerSubprotocols removes tokens from the list of WebSocket subprotocols.
+// dropBearerSubprotocols removes tokens from the lists of WebSocket subprotocols.
 func dropBearerSubprotocols(h http.Header) {
-	values, ok := h[headerSubprotocol]
-	if !ok {
-		return
+	for name, values := range h {
+		if !strings.EqualFold(name, headerSubprotocol) {
+			continue
+		}
+		if kept := withoutBearers(values); len(kept) > 0 {
+			h[name] = []string{strings.Join(kept, ", ")}
+		} else {
+			delete(h, name)
+		}
 	}
+}
+
+// withoutBearers returns the subprotocols in lists that are no tokens.
+func withoutBearers(lists []string) []string {
 	var kept []string
-	for _, value := range values {
-		for protocol := range strings.SplitSeq(value, ",") {
+	for _, list := range lists {
+		for protocol := range strings.SplitSeq(list, ",") {
 			if protocol = strings.TrimSpace(protocol); protocol != "" && !hasPrefix(protocol, bearerSubprotocol) {
 				kept = append(kept, protocol)
 			}
 		}
 	}
-	if len(kept) == 0 {
-		delete(h, headerSubprotocol)
-		return
-	}
-	h[headerSubprotocol] = []string{strings.Join(kept, ", ")}
+	return kept
 }
 
 // isImpersonation reports whether a header asks for impersonation. The prefix

@@ -56,3 +56,10 @@ func checkHost(r *http.Request, name string) *refusal {
 	}
 	return refuseForbidden(reasonCrossOrigin, fmt.Sprintf("The name %q is not this device's. Use %s or its tailnet address as the server of the kubeconfig.", host, name), nil)
 }
+
+// isolate keeps a page among the answers, such as one that a pod serves through
+// the proxy subresource, from being of the same origin as the API: a browser runs
+// no script of it and lets it ask for nothing as the caller. Clients with a
+// kubeconfig send its token, even if it is "unused", so pages seen through
+// "kubectl proxy" are not affected.
+func isolate(h http.Header) { h.Add("Content-Security-Policy", "sandbox") }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -102,13 +103,19 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{start: time.Now(), kind: KindREST, end: end}
 	seen := &responseWriter{ResponseWriter: w, ctx: ctx}
 	defer func() { p.record(c, r, seen, context.Cause(ctx)) }() // also when the reverse proxy panics to abort the response
+	defer boundWrites(ctx, w)()
 	if f := p.admit(ctx, c, r); f != nil {
 		p.refuse(seen, r, c, f)
 		return
 	}
+	done, ok := p.calls.add(c)
+	if !ok {
+		p.refuse(seen, r, c, refuseTooMany())
+		return
+	}
+	defer done()
 	p.config.Metrics.begin(c)
 	defer p.config.Metrics.end(c)
-	defer p.calls.add(c)()
 	p.reverse.ServeHTTP(seen, r.WithContext(withCall(ctx, c)))
 }
 
@@ -125,6 +132,9 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 	if r.Method == http.MethodConnect || r.URL.Path == "" || r.URL.Path[0] != '/' {
 		return refuseBadRequest("This is the Kubernetes API, not a forward proxy: use its address as the server of a kubeconfig.", nil)
 	}
+	if escapes(r.URL.Path) {
+		return refuseBadRequest("The path has a segment . or .., which the API server does not know.", nil)
+	}
 	if c.info, c.kind, err = classify(r); err != nil {
 		return refuseBadRequest(fmt.Sprintf("The API server would not understand this request: %v.", err), err)
 	}
@@ -135,6 +145,10 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 		if f := checkOrigin(r); f != nil {
 			return f
 		}
+		if f := checkRecording(c); f != nil {
+			return f
+		}
+		c.ambient = len(r.Header["Authorization"]) == 0
 		if header := asksForImpersonation(r.Header); header != "" {
 			return refuseForbidden(reasonImpersonation, fmt.Sprintf("Impersonation is not supported by this proxy, which already impersonates %q (header %s). Drop --as, --as-group and --as-uid, and \"as\" from the kubeconfig.", c.caller.User, header), nil)
 		}
@@ -161,8 +175,14 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 // answer notes a response of the API server before it is sent on.
 func (p *Proxy) answer(r *http.Response) error {
 	c := callFrom(r.Request.Context())
+	if c.ambient {
+		isolate(r.Header)
+	}
 	if c.kind == KindWatch && r.StatusCode == http.StatusOK {
 		r.Body = p.calls.watching(c, r.Body)
+	}
+	if conn, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
+		r.Body = &apiStream{ReadWriteCloser: conn, ctx: r.Request.Context()}
 	}
 	return nil
 }

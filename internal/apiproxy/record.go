@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -35,18 +36,18 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 		slog.String("node", c.caller.Node),
 		slog.String("address", c.addr.String()),
 		slog.String("kind", string(c.kind)),
-		slog.String("method", r.Method))
+		slog.String("method", clip(r.Method)))
 	if c.info != nil {
-		attrs = append(attrs, slog.String("verb", c.info.Verb))
+		attrs = append(attrs, slog.String("verb", clip(c.info.Verb)))
 		if c.info.IsResourceRequest {
 			attrs = append(attrs,
-				slog.String("apiGroup", c.info.APIGroup),
-				slog.String("resource", c.info.Resource),
-				slog.String("subresource", c.info.Subresource),
-				slog.String("namespace", c.info.Namespace),
-				slog.String("name", c.info.Name))
+				slog.String("apiGroup", clip(c.info.APIGroup)),
+				slog.String("resource", clip(c.info.Resource)),
+				slog.String("subresource", clip(c.info.Subresource)),
+				slog.String("namespace", clip(c.info.Namespace)),
+				slog.String("name", clip(c.info.Name)))
 		} else {
-			attrs = append(attrs, slog.String("path", c.info.Path))
+			attrs = append(attrs, slog.String("path", clip(c.info.Path)))
 		}
 	}
 	attrs = append(attrs,
@@ -54,7 +55,7 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 		slog.Float64("seconds", whole.Seconds()),
 		slog.Int64("bytes", seen.sent.Load()),
 		slog.Int64("bytesReceived", seen.received.Load()),
-		slog.String("userAgent", r.UserAgent()))
+		slog.String("userAgent", clip(r.UserAgent())))
 	if id := seen.Header().Get("Audit-Id"); id != "" {
 		attrs = append(attrs, slog.String("auditID", id))
 	}
@@ -142,8 +143,14 @@ func (c *countedConn) Write(p []byte) (int, error) {
 }
 
 // CloseWrite ends one direction, when the connection can. Otherwise it errs, and
-// the reverse proxy ends both.
-func (c *countedConn) CloseWrite() error { return closeWrite(c.Conn) }
+// the reverse proxy ends both. The client then has lingerTimeout to close: closing
+// while it sends would take back what it has not received yet.
+func (c *countedConn) CloseWrite() error {
+	if err := closeWrite(c.Conn); err != nil {
+		return err
+	}
+	return c.SetReadDeadline(time.Now().Add(lingerTimeout))
+}
 
 // closeWrite ends the writing direction of conn, as TCP and TLS can.
 func closeWrite(conn net.Conn) error {
@@ -152,4 +159,16 @@ func closeWrite(conn net.Conn) error {
 		return errors.ErrUnsupported
 	}
 	return half.CloseWrite()
+}
+
+// maxLogged is how many bytes of what a client chose are logged: enough for every
+// name in Kubernetes, and too few to fill a disk with.
+const maxLogged = 256
+
+// clip shortens what a client chose.
+func clip(s string) string {
+	if len(s) > maxLogged {
+		return strings.ToValidUTF8(s[:maxLogged], "") + "..."
+	}
+	return s
 }

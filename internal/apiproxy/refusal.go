@@ -27,6 +27,8 @@ const (
 	reasonIdentityChanged  = "identity_changed"
 	reasonImpersonation    = "impersonation_requested"
 	reasonCrossOrigin      = "cross_origin"
+	reasonTooMany          = "too_many_requests"
+	reasonRecording        = "recording_unavailable"
 	reasonBadRequest       = "bad_request"
 	reasonNotImpersonated  = "not_impersonated"
 	reasonCredentials      = "credentials_unavailable"
@@ -72,6 +74,24 @@ func refuseForbidden(label, message string, cause error) *refusal {
 
 func refuseUnavailable(label, message string, cause error) *refusal {
 	return &refusal{label: label, code: http.StatusServiceUnavailable, reason: metav1.StatusReasonServiceUnavailable, message: message, cause: cause}
+}
+
+func refuseTooMany() *refusal {
+	return &refusal{label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests,
+		message: fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", maxCallsPerDevice)}
+}
+
+// checkRecording refuses sessions that the tailnet policy allows only when they are
+// recorded, and what leads to such sessions by another way.
+func checkRecording(c *call) *refusal {
+	if !c.caller.MustRecord || !c.info.IsResourceRequest {
+		return nil
+	}
+	session := c.info.Resource == "pods" && (c.info.Subresource == "exec" || c.info.Subresource == "attach")
+	if !session && !(c.info.Resource == "nodes" && c.info.Subresource == "proxy") {
+		return nil
+	}
+	return refuseForbidden(reasonRecording, "The tailnet policy demands that this session is recorded (enforceRecorder), and this proxy cannot record sessions yet. Ask an administrator of the tailnet.", nil)
 }
 
 func refuseBadRequest(message string, cause error) *refusal {

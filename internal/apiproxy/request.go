@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -81,6 +82,9 @@ type call struct {
 	caller identity.Identity
 	info   *apirequest.RequestInfo
 	kind   Kind
+	// ambient means that the client showed no token, as a browser does not: see
+	// isolate.
+	ambient bool
 	// refused is the refusal that ended the call, if one did.
 	refused *refusal
 	// end ends the call with a cause; see calls.
@@ -101,4 +105,16 @@ func (c *call) verb() string {
 		return v
 	}
 	return "other"
+}
+
+// escapes reports whether a decoded path has a segment that a server on the way may
+// resolve, and so reach another path than the one that was classified, or leave the
+// base path of the API server.
+func escapes(path string) bool {
+	for segment := range strings.SplitSeq(path, "/") {
+		if segment == "." || segment == ".." {
+			return true
+		}
+	}
+	return false
 }

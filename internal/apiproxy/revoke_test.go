@@ -210,7 +210,11 @@ func TestRecheckWithoutWord(t *testing.T) {
 		go s.watch(t.Context(), peers)
 		ended := map[string]error{}
 		for _, id := range []identity.Identity{alice, bob} {
-			defer s.add(&call{addr: id.Addr, caller: id, end: func(cause error) { ended[id.User] = cause }})()
+			done, ok := s.add(&call{addr: id.Addr, caller: id, end: func(cause error) { ended[id.User] = cause }})
+			if !ok {
+				t.Fatal("the first call is one too many")
+			}
+			defer done()
 		}
 		time.Sleep(10 * recheckInterval)
 		synctest.Wait()
@@ -233,7 +237,11 @@ func TestRecheckAgainAfterAChangeMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers, s := newFakePeers(alice, bob), newCalls()
 		ended := 0
-		defer s.add(&call{addr: alice.Addr, caller: alice, end: func(error) { ended++ }})()
+		done, ok := s.add(&call{addr: alice.Addr, caller: alice, end: func(error) { ended++ }})
+		if !ok {
+			t.Fatal("the first call is one too many")
+		}
+		defer done()
 		// alice is removed just after she was asked about.
 		go s.watch(t.Context(), &meddlingPeers{fakePeers: peers, after: func() {
 			peers.change(func(ids map[netip.Addr]identity.Identity, _ map[netip.Addr]error) { delete(ids, alice.Addr) })

@@ -29,6 +29,10 @@ const (
 	pingTimeout = 15 * time.Second
 	// idleConnections is how many connections to the API server are kept for reuse.
 	idleConnections = 256
+	// streamBuffer is how much of an answer is held for a client that does not read
+	// it. It is also the HTTP/2 window, so it must hold what is under way to a near
+	// API server.
+	streamBuffer = 256 << 10
 )
 
 // upstream is the way to the API server: an HTTP/2 transport for ordinary
@@ -95,8 +99,10 @@ func newTransport(config *rest.Config, tlsConfig *tls.Config, http2 bool) *http.
 		// What the client accepts is between it and the API server.
 		DisableCompression: true,
 		Protocols:          protocols,
-		HTTP2:              &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+		HTTP2:              &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, MaxReceiveBufferPerStream: streamBuffer},
 	}
+	// A connection that was meant for one caller's stream is no other caller's.
+	t.DisableKeepAlives = !http2
 	if t.Proxy == nil {
 		t.Proxy = http.ProxyFromEnvironment
 	}

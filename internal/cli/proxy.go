@@ -5,9 +5,12 @@ package cli
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
@@ -16,6 +19,9 @@ import (
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
+
+// credentialsTimeout bounds the question what the kubeconfig's credentials may do.
+const credentialsTimeout = 10 * time.Second
 
 // proxyOptions are the flags of the command proxy.
 type proxyOptions struct {
@@ -39,6 +45,9 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := o.service(env, logs)
 			if err != nil {
+				return err
+			}
+			if err := o.checkCredentials(c.Context(), s); err != nil {
 				return err
 			}
 			return s.run(c.Context())
@@ -93,6 +102,20 @@ func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error
 		options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: upstream, upstreamSetting: [2]string{"--kubeconfig", path},
 		node: node, certs: certs, log: log,
 	}, nil
+}
+
+// checkCredentials refuses credentials that may do everything, if the API server
+// can be asked now. What else is wrong with them may be mended later: /readyz tells.
+func (o *proxyOptions) checkCredentials(ctx context.Context, s *service) error {
+	if s.mode != apiproxy.ModeAuth {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
+	defer cancel()
+	if err := apiproxy.CheckImpersonator(ctx, s.upstream); errors.Is(err, apiproxy.ErrAllPowerful) {
+		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
+	}
+	return nil
 }
 
 // check checks the flags that can be wrong by themselves.

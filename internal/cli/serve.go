@@ -80,7 +80,9 @@ func (s *service) run(ctx context.Context) error {
 	defer end()
 	group, life := errgroup.WithContext(life)
 	group.Go(func() error { return s.serveHealth(life, pod) })
-	if err := s.node.Start(ctx); err != nil {
+	if err := s.node.Start(ctx); ctx.Err() != nil {
+		return nil // told to end before there was anything to drain
+	} else if err != nil {
 		return err
 	}
 	defer func() { _ = s.node.Close() }() // the process ends; there is nothing to do about an error
@@ -216,7 +218,7 @@ func (s *service) observe() {
 
 // routeLibraryLogs sends what Kubernetes libraries log to log.
 func routeLibraryLogs(log *slog.Logger) {
-	logger := logr.FromSlogHandler(log.Handler())
+	logger := logr.FromSlogHandler(withoutQueries{log.Handler()})
 	klog.SetLogger(logger)
 	ctrllog.SetLogger(logger)
 }

@@ -38,6 +38,9 @@ func Cached(c Check, lifetime time.Duration) Check {
 		if now := time.Now(); now.Before(until) {
 			return last
 		}
+		// The answer is for others, too: it must not depend on whether this one waits.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+		defer cancel()
 		last = c.Check(ctx)
 		keep := lifetime
 		if last != nil {

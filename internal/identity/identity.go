@@ -35,6 +35,9 @@ type Identity struct {
 	User string
 	// Groups are the Kubernetes groups in first-seen order, without duplicates.
 	Groups []string
+	// MustRecord means that a grant demands that the caller's sessions are recorded
+	// or refused (enforceRecorder). One such grant is enough.
+	MustRecord bool
 	// Node is the name of the caller's device: its FQDN without the trailing dot.
 	Node string
 	// NodeID is the stable ID of the caller's device.
@@ -48,7 +51,7 @@ type Identity struct {
 // Equal reports whether a and b are the same caller with the same rights: device,
 // user and groups. The order of groups counts, as it does to audit logs.
 func (a Identity) Equal(b Identity) bool {
-	return a.NodeID == b.NodeID && a.User == b.User && a.Tagged == b.Tagged && slices.Equal(a.Groups, b.Groups)
+	return a.NodeID == b.NodeID && a.User == b.User && a.Tagged == b.Tagged && a.MustRecord == b.MustRecord && slices.Equal(a.Groups, b.Groups)
 }
 
 // FromWhoIs maps the tailnet's answer for addr to an Identity. It returns
@@ -71,6 +74,7 @@ func FromWhoIs(addr netip.Addr, who *apitype.WhoIsResponse) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
+	id.MustRecord = slices.ContainsFunc(grants, func(g Grant) bool { return g.EnforceRecorder })
 	if id.Groups = groupsOf(grants); len(id.Groups) > 0 || !id.Tagged {
 		return id, nil
 	}

@@ -41,6 +41,8 @@ func grants(values ...tailcfg.RawMessage) tailcfg.PeerCapMap {
 
 func TestFromWhoIs(t *testing.T) {
 	user := Identity{User: "alice@example.com", Node: "laptop.tail1234.ts.net", NodeID: "n1", Addr: testAddr}
+	recorded := user
+	recorded.MustRecord = true
 	tagged := Identity{User: "ci.tail1234.ts.net", Node: "ci.tail1234.ts.net", NodeID: "n2", Tagged: true, Addr: testAddr}
 	with := func(id Identity, groups ...string) Identity {
 		id.Groups = groups
@@ -65,7 +67,7 @@ func TestFromWhoIs(t *testing.T) {
 			userDevice("alice@example.com", grants(`{}`, `{"impersonate":{}}`, `{"impersonate":{"groups":[]}}`, `{"impersonate":null}`)), user,
 		},
 		"grants that only concern recording": {
-			userDevice("alice@example.com", grants(`{"recorder":["tag:rec"],"recorderAddrs":["100.64.0.9:80"],"enforceRecorder":true}`)), user,
+			userDevice("alice@example.com", grants(`{"recorder":["tag:rec"],"recorderAddrs":["100.64.0.9:80"],"enforceRecorder":true}`)), recorded,
 		},
 		"capabilities of other programs do not count, even malformed ones": {
 			userDevice("alice@example.com", other), user,

@@ -75,7 +75,8 @@ func (n *Node) notice(ctx context.Context, note *ipn.Notify) {
 		n.config.Log.WarnContext(ctx, "the control server refuses the device", "error", err)
 		n.update(func(s *status) { s.err = fmt.Errorf("the control server says: %w", err) })
 	}
-	if note.BrowseToURL != nil && *note.BrowseToURL != "" {
+	if note.BrowseToURL != nil && *note.BrowseToURL != "" && n.config.Keys == nil {
+		n.config.Log.WarnContext(ctx, "log the device in to the tailnet", "at", *note.BrowseToURL)
 		n.update(func(s *status) { s.loginURL = *note.BrowseToURL })
 	}
 	if note.State != nil {
@@ -162,6 +163,22 @@ func (n *Node) authKey(ctx context.Context) (string, error) {
 		return "", nil
 	}
 	return n.config.Keys.AuthKey(ctx)
+}
+
+// firstKey returns the key for the first login. A device that starts without one
+// would ask the control server for an address where anybody could log it in.
+func (n *Node) firstKey(ctx context.Context) (string, error) {
+	for backoff := loginBackoff; ; {
+		key, err := n.authKey(ctx)
+		if err == nil {
+			return key, nil
+		}
+		n.config.Log.WarnContext(ctx, "no auth key yet", "error", err)
+		n.update(func(s *status) { s.err = err })
+		if err := pause(ctx, backoff.Step()); err != nil {
+			return "", err
+		}
+	}
 }
 
 // login begins a login with a new key.

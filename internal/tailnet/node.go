@@ -39,8 +39,8 @@ type Config struct {
 	Tags []string
 	// Port is the UDP port for WireGuard; 0 means any.
 	Port uint16
-	// Keys log the node in, or are nil: then a person does, at the address that
-	// [Node.Ready] tells.
+	// Keys log the node in, or are nil: then a person does, at the address that the
+	// log tells. Nothing else tells it: who opens it owns the device.
 	Keys Keys
 	// Log gets what the node has to say; at level debug, all that Tailscale's code says.
 	Log *slog.Logger
@@ -104,18 +104,14 @@ func debugf(log *slog.Logger) func(string, ...any) {
 }
 
 // Start starts the node with what its state holds, or with an auth key when it
-// holds nothing. It returns before the node is on the tailnet; [Node.Run] must be
-// running for it to get and stay there. The only errors are of this machine.
+// holds nothing: then it tries until it has a key. It returns before the node is on
+// the tailnet; [Node.Run] must be running for it to get and stay there. Its errors
+// are ctx's and those of this machine.
 func (n *Node) Start(ctx context.Context) error {
 	if _, err := n.config.Store.ReadState(ipn.CurrentProfileStateKey); errors.Is(err, ipn.ErrStateNotExist) {
-		// A first key at the start saves a login that asks for one. If it cannot be
-		// had, Run keeps trying.
-		key, err := n.authKey(ctx)
-		if err != nil {
-			n.config.Log.WarnContext(ctx, "no auth key yet", "error", err)
-			n.update(func(s *status) { s.err = err })
+		if n.server.AuthKey, err = n.firstKey(ctx); err != nil {
+			return err
 		}
-		n.server.AuthKey = key
 	}
 	client, err := n.server.LocalClient() // starts the server
 	if err != nil {
@@ -169,7 +165,7 @@ func (n *Node) Ready(context.Context) error {
 	case s.state == ipn.NeedsMachineAuth:
 		return errors.New("the device waits for approval: approve it in the admin console of the tailnet")
 	case s.loginURL != "":
-		return fmt.Errorf("the device is not logged in: open %s", s.loginURL)
+		return errors.New("the device is not logged in: the log has the address to open")
 	}
 	return fmt.Errorf("not on the tailnet yet (state %s)", s.state)
 }

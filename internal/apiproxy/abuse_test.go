@@ -1,0 +1,228 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"tailscale.com/tailcfg"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
+)
+
+// stall sends a request on an HTTP/2 connection of a client that lives, answers
+// pings and reads no body: its flow control window is 0.
+func (r *rig) stall(t *testing.T, path string) net.Conn {
+	t.Helper()
+	conn, err := r.dial(t, alice.Addr, "h2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	framer := http2.NewFramer(conn, conn)
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", deviceName}, {":path", path}} {
+		if err := encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, err := range []error{
+		framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}),
+		framer.WriteSettingsAck(),
+		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() {
+		for {
+			frame, err := framer.ReadFrame()
+			if err != nil {
+				return
+			}
+			if ping, ok := frame.(*http2.PingFrame); ok && !ping.IsAck() {
+				_ = framer.WritePing(true, ping.Data)
+			}
+		}
+	}()
+	return conn
+}
+
+// A client that does not read holds neither a watch beyond its revocation nor a
+// drain to its timeout.
+func TestStalledClient(t *testing.T) {
+	chunk := bytes.Repeat([]byte("x"), 64<<10)
+	endless := func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	}
+	open := func(r *rig, n int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d calls are open", n), func() bool { return r.proxy.calls.count(KindWatch, KindREST) == n })
+	}
+	t.Run("revoked", func(t *testing.T) {
+		r := start(t, newAPIServer(t, endless), options{})
+		r.stall(t, "/api/v1/pods?watch=1")
+		open(r, 1)
+		r.peers.change(func(ids map[netip.Addr]identity.Identity, _ map[netip.Addr]error) { delete(ids, alice.Addr) })
+		open(r, 0)
+	})
+	t.Run("drained", func(t *testing.T) {
+		r := start(t, newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") }), options{drainTimeout: patience})
+		r.stall(t, "/api/v1/pods")
+		eventually(t, "the answer is logged", func() bool { return strings.Contains(r.logs.String(), `"msg":"request"`) })
+		r.stop()
+		receive(t, r.served, "the end of the drain")
+		if strings.Contains(r.logs.String(), "the drain timeout is over") {
+			t.Error("a client that does not read held the drain to its timeout")
+		}
+	})
+}
+
+// One device cannot hold more than its share.
+func TestCallsPerDevice(t *testing.T) {
+	s := newCalls()
+	device := func(id tailcfg.StableNodeID) *call { return &call{caller: identity.Identity{NodeID: id}} }
+	var dones []func()
+	for range maxCallsPerDevice {
+		done, ok := s.add(device("greedy"))
+		if !ok {
+			t.Fatalf("call %d is refused", len(dones)+1)
+		}
+		dones = append(dones, done)
+	}
+	if _, ok := s.add(device("greedy")); ok {
+		t.Error("a device has more calls than it may have")
+	}
+	if _, ok := s.add(device("other")); !ok {
+		t.Error("another device is refused")
+	}
+	dones[0]()
+	if _, ok := s.add(device("greedy")); !ok {
+		t.Error("the place of a call that has ended is not free")
+	}
+}
+
+// Nobody leaves the path below which the API server is.
+func TestBasePathCannotBeLeft(t *testing.T) {
+	api := newAPIServer(t, nil)
+	config := api.config()
+	config.Host += "/k8s/clusters/c-1"
+	r := start(t, api, options{config: config})
+	for _, path := range []string{"/../v3/users", "/api/../../v3", "/%2e%2e/v3/users", "/..%2fv3/users", "/api/v1/.", "/.."} {
+		if code := r.raw(t, "GET "+path+" HTTP/1.1"); code != http.StatusBadRequest {
+			t.Errorf("%s: %d", path, code)
+		}
+	}
+	if got := api.all(); len(got) != 0 {
+		t.Errorf("the API server was asked for %q", got[0].URI)
+	}
+	if code := r.raw(t, "GET /api/v1/namespaces/a..b/configmaps/...c HTTP/1.1"); code != http.StatusOK {
+		t.Errorf("names with dots: %d", code)
+	}
+}
+
+// A page that a pod serves is no page of the API's origin to a browser.
+func TestPagesAreIsolated(t *testing.T) {
+	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Security-Policy", "default-src 'self'")
+	})
+	for _, tc := range []struct {
+		name    string
+		mode    Mode
+		header  http.Header
+		sandbox bool
+	}{
+		{name: "browser", mode: ModeAuth, sandbox: true},
+		{name: "kubeconfig", mode: ModeAuth, header: http.Header{"Authorization": {"Bearer unused"}}},
+		{name: "noauth", mode: ModeNoAuth},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := start(t, api, options{mode: tc.mode})
+			res, _ := r.get(t, alice.Addr, "/api/v1/namespaces/evil/pods/evil/proxy/", tc.header)
+			policies := res.Header.Values("Content-Security-Policy")
+			if sandbox := len(policies) == 2 && policies[1] == "sandbox"; sandbox != tc.sandbox || policies[0] != "default-src 'self'" {
+				t.Errorf("policies %q", policies)
+			}
+		})
+	}
+}
+
+// Sessions that must be recorded are refused as long as none can be.
+func TestEnforceRecorder(t *testing.T) {
+	r := start(t, newAPIServer(t, nil), options{})
+	r.peers.change(func(ids map[netip.Addr]identity.Identity, _ map[netip.Addr]error) {
+		id := alice
+		id.MustRecord = true
+		ids[alice.Addr] = id
+	})
+	const pod = "/api/v1/namespaces/a/pods/b"
+	for path, want := range map[string]int{
+		pod + "/exec?command=sh": http.StatusForbidden, pod + "/attach": http.StatusForbidden, pod + "/exec/": http.StatusForbidden,
+		"/api/v1/nodes/n/proxy/exec/a/b/c": http.StatusForbidden, pod: http.StatusOK, pod + "/log": http.StatusOK,
+	} {
+		if res, body := r.get(t, alice.Addr, path, nil); res.StatusCode != want {
+			t.Errorf("%s: %d %s", path, res.StatusCode, body)
+		}
+		if res, body := r.get(t, bob.Addr, path, nil); res.StatusCode != http.StatusOK {
+			t.Errorf("somebody else, %s: %d %s", path, res.StatusCode, body)
+		}
+	}
+}
+
+// What clients choose does not fill the log.
+func TestLogLinesAreBounded(t *testing.T) {
+	r := start(t, newAPIServer(t, nil), options{})
+	r.get(t, alice.Addr, "/api/v1/namespaces/"+strings.Repeat("n", 9000)+"/pods/"+strings.Repeat("p", 9000), http.Header{"User-Agent": {strings.Repeat("\xff", 30_000)}})
+	eventually(t, "the request is logged", func() bool { return strings.Contains(r.logs.String(), `"msg":"request"`) })
+	for line := range strings.Lines(r.logs.String()) {
+		if len(line) > 4096 {
+			t.Errorf("a line of %d bytes: %s...", len(line), line[:200])
+		}
+	}
+}
+
+// An answer 401 that a caller provokes does not cost everybody a new token.
+func TestTokensAreKept(t *testing.T) {
+	api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
+	var minted atomic.Int64
+	client := fake.NewClientset()
+	client.PrependReactor("create", "serviceaccounts", func(clienttesting.Action) (bool, runtime.Object, error) {
+		minted.Add(1)
+		return true, &authenticationv1.TokenRequest{Status: authenticationv1.TokenRequestStatus{
+			Token: "t", ExpirationTimestamp: metav1.NewTime(time.Now().Add(time.Hour)),
+		}}, nil
+	})
+	r := start(t, api, options{config: ImpersonatorConfig(api.config(), client, "ns", "sa")})
+	for range 10 {
+		r.get(t, alice.Addr, "/api/v1/namespaces/a/pods/b/proxy/", nil)
+	}
+	if n := minted.Load(); n > 2 {
+		t.Errorf("10 answers 401 cost %d tokens", n)
+	}
+}
