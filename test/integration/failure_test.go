@@ -107,6 +107,9 @@ func TestGoAway(t *testing.T) {
 		})
 	}
 	all.Wait()
+	if t.Failed() {
+		return
+	}
 	for verb, code := range map[string]string{"create": "201", "get": "200"} {
 		p.waitMetric(t, workers*rounds, "tailhelm_apiproxy_requests_total", "verb="+verb, "code="+code)
 	}

@@ -302,7 +302,7 @@ func TestOperatorWorkloadIdentity(t *testing.T) {
 	}
 	i := newInstallIn(t, shared.tailnet, ns, "oauth.clientId="+id, "oauth.audience="+audience)
 	path := filepath.Join(i.dir, "volumes", "oidc-jwt", "token")
-	token, err := os.ReadFile(path) //nolint:gosec // a file of this test
+	token, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 
 // insecure is a TLS configuration that takes any certificate: the test looks at it.
 func insecure(serverName string, protocols ...string) *tls.Config {
-	return &tls.Config{ServerName: serverName, NextProtos: protocols, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12} //nolint:gosec // the test looks at the certificate itself
+	return &tls.Config{ServerName: serverName, NextProtos: protocols, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}
 }
 
 // certificate is what the proxy shows a new connection of the caller.
