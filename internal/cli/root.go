@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -74,12 +75,8 @@ func noArguments(c *cobra.Command, args []string) error {
 func lookup(environ []string) environment {
 	values := make(map[string]string, len(environ))
 	for _, entry := range environ {
-		for i := range entry {
-			if entry[i] == '=' {
-				values[entry[:i]] = entry[i+1:]
-				break
-			}
-		}
+		name, value, _ := strings.Cut(entry, "=")
+		values[name] = value
 	}
 	return func(name string) string { return values[name] }
 }
