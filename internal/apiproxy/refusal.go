@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -114,6 +115,13 @@ func refuseIdentity(err error) *refusal {
 	return refuseUnavailable(reasonIdentityUnknown, "The proxy cannot find out who is calling. Try again; if it lasts, the log of the proxy says why.", err)
 }
 
+// isDiscovery reports whether r is client-go's question what the API server serves,
+// which is what kubectl asks first. client-go looks for no Status in the answer, and
+// would print "unknown"; it prints plain text.
+func isDiscovery(r *http.Request) bool {
+	return strings.Contains(r.Header.Get("Accept"), "as=APIGroupDiscoveryList")
+}
+
 // codecs encode a Status in the media types of the API server (JSON, YAML,
 // protobuf, CBOR).
 var codecs = func() serializer.CodecFactory {
@@ -126,6 +134,12 @@ var codecs = func() serializer.CodecFactory {
 // write answers r with the refusal, in the media type that the client accepts,
 // or in JSON when it accepts none that there is.
 func (f *refusal) write(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-cache, private")
+	if isDiscovery(r) {
+		http.Error(w, f.message, f.code)
+		return nil
+	}
 	media := runtime.ContentTypeJSON
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), media)
 	if _, negotiated, err := negotiation.NegotiateOutputMediaType(r, codecs, negotiation.DefaultEndpointRestrictions); err == nil {
@@ -136,10 +150,7 @@ func (f *refusal) write(w http.ResponseWriter, r *http.Request) error {
 		http.Error(w, f.message, f.code)
 		return fmt.Errorf("encoding a Status as %s: %w", media, err)
 	}
-	h := w.Header()
-	h.Set("Content-Type", media)
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-cache, private")
+	w.Header().Set("Content-Type", media)
 	w.WriteHeader(f.code)
 	_, err = w.Write(body)
 	return err

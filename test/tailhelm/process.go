@@ -38,9 +38,11 @@ func Build(ctx context.Context, dir string, race bool) (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "tailhelm")
-	args := []string{"build", "-trimpath", "-o", bin}
+	args := []string{"build", "-o", bin}
 	if race {
-		args = append(args, "-race")
+		args = append(args, "-race") // compiled alike by "go test -race"
+	} else {
+		args = append(args, "-trimpath") // compiled alike by "make build"
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/tailhelm")...) //nolint:gosec // the Go compiler
 	cmd.Dir = root
