@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
@@ -17,10 +16,7 @@ import (
 // CertificateFiles are a certificate and its key in files, reloaded when they
 // change, as cert-manager's do. A pair that cannot be read leaves the last good
 // one in use.
-type CertificateFiles struct {
-	watcher *certwatcher.CertWatcher
-	current atomic.Pointer[tls.Certificate]
-}
+type CertificateFiles struct{ watcher *certwatcher.CertWatcher }
 
 // NewCertificateFiles reads the files, which are PEM. It errs when they hold no
 // certificate with its key.
@@ -29,28 +25,27 @@ func NewCertificateFiles(certFile, keyFile string) (*CertificateFiles, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate %s with key %s: %w", certFile, keyFile, err)
 	}
-	f := &CertificateFiles{watcher: watcher}
-	watcher.RegisterCallback(func(cert tls.Certificate) { f.current.Store(&cert) })
-	cert, err := watcher.GetCertificate(nil)
-	if err != nil {
-		return nil, fmt.Errorf("certificate %s: %w", certFile, err)
-	}
-	f.current.Store(cert)
-	return f, nil
+	return &CertificateFiles{watcher}, nil
 }
 
 // GetCertificate returns the certificate, whatever name the client asks for.
 func (f *CertificateFiles) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return f.current.Load(), nil
+	return f.current(), nil
+}
+
+// current returns the last pair that could be read.
+func (f *CertificateFiles) current() *tls.Certificate {
+	cert, _ := f.watcher.GetCertificate(nil) // it never errs, and has one since New
+	return cert
 }
 
 // Ready returns nil when the certificate is valid now.
 func (f *CertificateFiles) Ready(context.Context) error {
-	return validNow(f.current.Load(), errors.New("its files were not renewed"))
+	return validNow(f.current(), errors.New("its files were not renewed"))
 }
 
 // Expiry returns when the certificate ends.
-func (f *CertificateFiles) Expiry() time.Time { return f.current.Load().Leaf.NotAfter }
+func (f *CertificateFiles) Expiry() time.Time { return f.current().Leaf.NotAfter }
 
 // Run reloads the files when they change, until ctx is done.
 func (f *CertificateFiles) Run(ctx context.Context) error { return f.watcher.Start(ctx) }

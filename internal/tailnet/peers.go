@@ -90,7 +90,7 @@ func (p *peers) ask(ctx context.Context, addr netip.Addr, version uint64, curren
 		return identity.Identity{}, fmt.Errorf("asking the tailnet who is at %s: %w", addr, err)
 	}
 	a := answer{version: version, filter: current, at: at}
-	if err == nil && who.Node != nil && !who.Node.KeyExpiry.IsZero() && who.Node.KeyExpiry.Before(at) {
+	if err == nil && who != nil && who.Node != nil && !who.Node.KeyExpiry.IsZero() && who.Node.KeyExpiry.Before(at) {
 		a.err = identity.ErrExpired
 	} else {
 		a.id, a.err = identity.FromWhoIs(addr, who)

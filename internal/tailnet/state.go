@@ -4,6 +4,7 @@
 package tailnet
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -119,7 +120,7 @@ func (s *SecretStore) WriteState(id ipn.StateKey, value []byte) error {
 	if value == nil {
 		delete(s.data, key)
 	} else {
-		s.data[key] = value
+		s.data[key] = bytes.Clone(value)
 	}
 	return nil
 }
