@@ -97,7 +97,9 @@ func TestStalledClient(t *testing.T) {
 		r.stall(t, "/api/v1/pods")
 		eventually(t, "the answer is logged", func() bool { return strings.Contains(r.logs.String(), `"msg":"request"`) })
 		r.stop()
-		receive(t, r.served, "the end of the drain")
+		if err := receive(t, r.served, "the end of the drain"); err != nil {
+			t.Error(err)
+		}
 		if strings.Contains(r.logs.String(), "the drain timeout is over") {
 			t.Error("a client that does not read held the drain to its timeout")
 		}
@@ -209,7 +211,7 @@ func TestLogLinesAreBounded(t *testing.T) {
 
 // An answer 401 that a caller provokes does not cost everybody a new token.
 func TestTokensAreKept(t *testing.T) {
-	api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
+	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 	var minted atomic.Int64
 	client := fake.NewClientset()
 	client.PrependReactor("create", "serviceaccounts", func(clienttesting.Action) (bool, runtime.Object, error) {

@@ -177,7 +177,7 @@ func TestSlowHeaders(t *testing.T) {
 // A connection without requests is closed, one with an open request is not.
 func TestIdleConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startInMemory(t, func(w http.ResponseWriter, r *http.Request) {
+		r := startInMemory(t, func(_ http.ResponseWriter, r *http.Request) {
 			if r.URL.Query().Has("watch") {
 				<-r.Context().Done()
 			}

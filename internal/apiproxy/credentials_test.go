@@ -112,7 +112,7 @@ func TestTokenExpiry(t *testing.T) {
 	var seconds int64
 	end := time.Now().Add(10 * time.Minute)
 	s := &serviceAccountTokens{namespace: "n", name: "s", client: tokenRequests(func(a clienttesting.CreateAction) (*authenticationv1.TokenRequest, error) {
-		r := a.GetObject().(*authenticationv1.TokenRequest) //nolint:forcetypeassert // a test
+		r := a.GetObject().(*authenticationv1.TokenRequest)
 		seconds = *r.Spec.ExpirationSeconds
 		r.Status = authenticationv1.TokenRequestStatus{Token: "t", ExpirationTimestamp: metav1.NewTime(end)}
 		return r, nil

@@ -200,8 +200,10 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.WriteHeader(statusClientClosed) // for the log: nobody is there to read it
 		return
 	case errors.Is(err, errNotImpersonated):
-		f = &refusal{label: reasonNotImpersonated, code: http.StatusInternalServerError, reason: "InternalError", cause: err,
-			message: "The proxy was about to send this request without saying who is calling, and did not send it. This is a defect of the proxy: please report it."}
+		f = &refusal{
+			label: reasonNotImpersonated, code: http.StatusInternalServerError, reason: "InternalError", cause: err,
+			message: "The proxy was about to send this request without saying who is calling, and did not send it. This is a defect of the proxy: please report it.",
+		}
 	case errors.Is(err, ErrCredentials):
 		f = refuseUnavailable(reasonCredentials, "The proxy cannot get the credentials with which it impersonates callers. Its log says why.", err)
 	default:

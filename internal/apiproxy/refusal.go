@@ -78,8 +78,10 @@ func refuseUnavailable(label, message string, cause error) *refusal {
 }
 
 func refuseTooMany() *refusal {
-	return &refusal{label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests,
-		message: fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", maxCallsPerDevice)}
+	return &refusal{
+		label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests,
+		message: fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", maxCallsPerDevice),
+	}
 }
 
 // checkRecording refuses sessions that the tailnet policy allows only when they are
@@ -89,7 +91,8 @@ func checkRecording(c *call) *refusal {
 		return nil
 	}
 	session := c.info.Resource == "pods" && (c.info.Subresource == "exec" || c.info.Subresource == "attach")
-	if !session && !(c.info.Resource == "nodes" && c.info.Subresource == "proxy") {
+	byTheKubelet := c.info.Resource == "nodes" && c.info.Subresource == "proxy"
+	if !session && !byTheKubelet {
 		return nil
 	}
 	return refuseForbidden(reasonRecording, "The tailnet policy demands that this session is recorded (enforceRecorder), and this proxy cannot record sessions yet. Ask an administrator of the tailnet.", nil)

@@ -187,5 +187,5 @@ func (s *Server) redirect(w http.ResponseWriter, r *http.Request) {
 		host = strings.TrimSuffix(r.Host, ":80")
 	}
 	target := url.URL{Scheme: "https", Host: host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
-	http.Redirect(w, r, target.String(), http.StatusPermanentRedirect) //nolint:gosec // to the host that the client asked for
+	http.Redirect(w, r, target.String(), http.StatusPermanentRedirect)
 }

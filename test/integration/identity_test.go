@@ -22,7 +22,7 @@ import (
 
 const (
 	capability = tailcfg.PeerCapabilityKubernetes
-	legacy     = tailcfg.PeerCapability("https://" + capability)
+	legacy     = "https://" + capability
 )
 
 // raw is a grant of one capability with the given values.

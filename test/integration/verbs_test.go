@@ -211,11 +211,11 @@ func TestNonResourcePaths(t *testing.T) {
 		"/version", "/healthz", "/livez/ping", "/readyz?verbose", "/metrics", "/openapi/v2", "/openapi/v3",
 		"/api", "/apis", "/apis/apps/v1", "/.well-known/openid-configuration",
 	} {
-		if res, body := c.get(path); res.StatusCode != 200 || len(body) == 0 {
+		if res, body := c.get(path); res.StatusCode != http.StatusOK || len(body) == 0 {
 			t.Errorf("%s: %s %d bytes", path, res.Status, len(body))
 		}
 	}
-	if res, _ := c.get("/no/such/path"); res.StatusCode != 404 {
+	if res, _ := c.get("/no/such/path"); res.StatusCode != http.StatusNotFound {
 		t.Errorf("/no/such/path: %s", res.Status)
 	}
 	groups, resources, err := c.client().Discovery().ServerGroupsAndResources()
