@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ type Peers interface {
 	Changed() <-chan struct{}
 }
 
-// Config is what a [Proxy] is made of. All fields are required.
+// Config is what a [Proxy] is made of. All fields but RefusedGroups are required.
 type Config struct {
 	// Mode is what to do about who is calling.
 	Mode Mode
@@ -52,6 +53,10 @@ type Config struct {
 	Upstream *rest.Config
 	// Peers identifies callers.
 	Peers Peers
+	// RefusedGroups are Kubernetes groups that nobody can be in through this proxy in
+	// ModeAuth: who has been granted one is refused. RBAC can list the groups that may
+	// be impersonated, but cannot leave some out of all.
+	RefusedGroups []string
 	// Name returns the name of the device that the proxy is served on: its FQDN
 	// without the trailing dot.
 	Name func() string
@@ -139,6 +144,9 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 		return refuseBadRequest(fmt.Sprintf("The API server would not understand this request: %v.", err), err)
 	}
 	if p.config.Mode == ModeAuth {
+		if f := checkGroups(c.caller.Groups, p.config.RefusedGroups); f != nil {
+			return f
+		}
 		if f := checkHost(r, p.config.Name()); f != nil {
 			return f
 		}
@@ -151,6 +159,16 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 		c.ambient = len(r.Header["Authorization"]) == 0
 		if header := asksForImpersonation(r.Header); header != "" {
 			return refuseForbidden(reasonImpersonation, fmt.Sprintf("Impersonation is not supported by this proxy, which already impersonates %q (header %s). Drop --as, --as-group and --as-uid, and \"as\" from the kubeconfig.", c.caller.User, header), nil)
+		}
+	}
+	return nil
+}
+
+// checkGroups refuses a caller that has one of the refused groups.
+func checkGroups(groups, refused []string) *refusal {
+	for _, group := range refused {
+		if slices.Contains(groups, group) {
+			return refuseForbidden(reasonGroup, fmt.Sprintf("The tailnet policy grants you the Kubernetes group %q, which this proxy gives to nobody. Ask an administrator to grant another group, or to allow this one (apiServerProxyConfig.impersonation.groups of the chart).", group), nil)
 		}
 	}
 	return nil

@@ -27,6 +27,7 @@ const (
 	reasonIdentityUnknown  = "identity_unavailable"
 	reasonIdentityChanged  = "identity_changed"
 	reasonImpersonation    = "impersonation_requested"
+	reasonGroup            = "group_not_allowed"
 	reasonCrossOrigin      = "cross_origin"
 	reasonTooMany          = "too_many_requests"
 	reasonRecording        = "recording_unavailable"

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -31,6 +32,7 @@ type operatorOptions struct {
 	serveOptions
 	impersonator string // flag
 	idTokenFile  string // flag
+	masters      bool   // flag
 
 	mode        apiproxy.Mode // APISERVER_PROXY; "" is off
 	hostname    string        // OPERATOR_HOSTNAME
@@ -56,6 +58,7 @@ func newOperator(env environment, logs io.Writer) *cobra.Command {
 	flags := c.Flags()
 	flags.StringVar(&o.impersonator, "impersonator", "kube-apiserver-auth-proxy", "ServiceAccount in the operator's namespace with whose tokens callers are impersonated")
 	flags.StringVar(&o.idTokenFile, "id-token-file", "/var/run/secrets/tailscale/serviceaccount/token", "with CLIENT_ID: file with the workload identity's token")
+	flags.BoolVar(&o.masters, "allow-system-masters", false, "let the tailnet policy grant the group system:masters, which may do everything")
 	o.add(flags, ":9002")
 	return c
 }
@@ -115,7 +118,11 @@ func (o *operatorOptions) service(ctx context.Context, config *rest.Config, log 
 	if o.mode == apiproxy.ModeAuth {
 		upstream = apiproxy.ImpersonatorConfig(config, client, o.namespace, o.impersonator)
 	}
-	return &service{options: o.serveOptions, mode: o.mode, upstream: upstream, node: node, certs: certs, log: log}, nil
+	var refused []string
+	if !o.masters {
+		refused = []string{user.SystemPrivilegedGroup}
+	}
+	return &service{options: o.serveOptions, mode: o.mode, upstream: upstream, refusedGroups: refused, node: node, certs: certs, log: log}, nil
 }
 
 // idle serves health only: without a proxy there is nothing to join a tailnet for.

@@ -50,6 +50,8 @@ type service struct {
 	upstream *rest.Config
 	// upstreamSetting is the setting that upstream comes from, and its value.
 	upstreamSetting [2]string
+	// refusedGroups are for apiproxy.Config.
+	refusedGroups   []string
 	node            *tailnet.Node
 	certs           certificates // nil: no TLS
 	log             *slog.Logger
@@ -66,7 +68,7 @@ func (s *service) run(ctx context.Context) error {
 	s.registry = newRegistry()
 	s.metrics = apiproxy.NewMetrics(s.registry)
 	s.observe()
-	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, Name: s.node.Name, Log: s.log, Metrics: s.metrics})
+	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.node.Name, Log: s.log, Metrics: s.metrics})
 	if err != nil {
 		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}

@@ -16,6 +16,11 @@ operator
 {{- end -}}
 {{- end -}}
 
+{{/* Namespace of the namespaced objects. */}}
+{{- define "tailscale-operator.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- end -}}
+
 {{/*
 Name of the ServiceAccount whose token proxied requests carry. It follows the
 overrides, so that two releases in one namespace do not share it.
@@ -33,7 +38,12 @@ Name of the cluster-scoped objects. Namespace and name are parts of it, with a
 separator that neither can contain, so that no two releases in a cluster collide.
 */}}
 {{- define "tailscale-operator.clusterName" -}}
-{{- printf "tailscale-auth-proxy:%s:%s" .Release.Namespace (include "tailscale-operator.fullname" .) -}}
+{{- printf "tailscale-auth-proxy:%s:%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
+{{- end -}}
+
+{{/* Name of a binding of access.bindings, from "root" and "name". */}}
+{{- define "tailscale-operator.bindingName" -}}
+{{- printf "tailscale-access:%s:%s:%s" (include "tailscale-operator.namespace" .root) (include "tailscale-operator.fullname" .root) .name -}}
 {{- end -}}
 
 {{/*
@@ -46,7 +56,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
-{{- define "tailscale-operator.commonLabels" -}}
+{{- define "tailscale-operator.chartLabels" -}}
 app.kubernetes.io/name: tailscale-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -56,14 +66,40 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{/* Labels of the operator's own objects. */}}
 {{- define "tailscale-operator.labels" -}}
-{{ include "tailscale-operator.commonLabels" . }}
+{{ include "tailscale-operator.chartLabels" . }}
 app.kubernetes.io/component: operator
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* Labels of the objects behind proxied requests. */}}
 {{- define "tailscale-operator.authproxyLabels" -}}
-{{ include "tailscale-operator.commonLabels" . }}
+{{ include "tailscale-operator.chartLabels" . }}
 app.kubernetes.io/component: auth-proxy
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels of the bindings of access.bindings. */}}
+{{- define "tailscale-operator.accessLabels" -}}
+{{ include "tailscale-operator.chartLabels" . }}
+app.kubernetes.io/component: access
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/*
+The annotations of an object, with their key, or nothing.
+From "root", and "annotations" of this object, which win over the common ones.
+*/}}
+{{- define "tailscale-operator.annotations" -}}
+{{- with merge (deepCopy .annotations) .root.Values.commonAnnotations -}}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* "true", "noauth" or "false", whether the value is a string or a boolean. */}}
@@ -91,14 +127,79 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* Names of the values that are set of those that each give a way to join the tailnet. */}}
+{{- define "tailscale-operator.credentials" -}}
+{{- $ways := list -}}
+{{- if or .Values.oauth.clientId .Values.oauth.clientSecret .Values.oauth.audience -}}
+{{- $ways = append $ways "oauth.clientId, oauth.clientSecret or oauth.audience" -}}
+{{- end -}}
+{{- if .Values.oauth.secretName -}}
+{{- $ways = append $ways "oauth.secretName" -}}
+{{- end -}}
+{{- if .Values.oauthSecretVolume -}}
+{{- $ways = append $ways "oauthSecretVolume" -}}
+{{- end -}}
+{{- if .Values.authKey.secretName -}}
+{{- $ways = append $ways "authKey.secretName" -}}
+{{- end -}}
+{{- join "; " $ways -}}
+{{- end -}}
+
+{{/*
+Name of the Secret with the OAuth client that the pod mounts, or nothing. With no
+credentials among the values it is the one that the chart would make: somebody has
+made it before, or will, as the static manifests have it.
+*/}}
+{{- define "tailscale-operator.oauthSecret" -}}
+{{- $made := printf "%s-oauth" (include "tailscale-operator.fullname" .) -}}
+{{- if .Values.oauth.secretName -}}
+{{- .Values.oauth.secretName -}}
+{{- else if include "tailscale-operator.rendersOAuthSecret" . -}}
+{{- $made -}}
+{{- else if not (or (include "tailscale-operator.credentials" .) (eq (include "tailscale-operator.mode" .) "false")) -}}
+{{- $made -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The operator's image. A first part with a dot, a port or "localhost" is a registry. */}}
 {{- define "tailscale-operator.image" -}}
-{{- with .Values.operatorConfig.image -}}
-{{- if .digest -}}
-{{- printf "%s@%s" .repository .digest -}}
+{{- $image := .Values.operatorConfig.image -}}
+{{- $name := $image.repo | default $image.repository -}}
+{{- if .Values.imageRegistry -}}
+{{- $name = regexReplaceAll "^(?:localhost|[^/]*[.:][^/]*)/" $name "" -}}
+{{- $name = printf "%s/%s" (trimSuffix "/" .Values.imageRegistry) $name -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) -}}
+{{- printf "%s:%s" $name ($image.tag | default .Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Not empty if users and groups are left to OpenShift. */}}
+{{- define "tailscale-operator.openshift" -}}
+{{- $adapt := .Values.compatibility.openshift.adaptSecurityContext -}}
+{{- if or (eq $adapt "force") (and (eq $adapt "auto") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/*
+Topology spread constraints. One without a selector would count no pods.
+*/}}
+{{- define "tailscale-operator.topologySpreadConstraints" -}}
+{{- $selector := dict "matchLabels" (include "tailscale-operator.selectorLabels" . | fromYaml) -}}
+{{- range .Values.operatorConfig.topologySpreadConstraints }}
+- {{ merge (deepCopy .) (dict "labelSelector" $selector) | toYaml | nindent 2 | trim }}
+{{- end -}}
+{{- end -}}
+
+{{/*
+What selects the samples of this release. The pod's name is the Deployment's, with two
+parts that Kubernetes adds: another release's name cannot be mistaken for it.
+*/}}
+{{- define "tailscale-operator.samples" -}}
+namespace="{{ include "tailscale-operator.namespace" . }}",pod=~"{{ include "tailscale-operator.fullname" . }}-[a-z0-9]+-[a-z0-9]+"
 {{- end -}}
 
 {{/* Longer than requests may drain, or the kubelet would cut them. */}}
@@ -112,8 +213,8 @@ true
 {{- define "tailscale-operator.ownEnv" -}}
 APISERVER_PROXY: apiServerProxyConfig.mode
 CLIENT_ID: oauth.clientId
-CLIENT_ID_FILE: oauth or oauthSecretVolume
-CLIENT_SECRET_FILE: oauth or oauthSecretVolume
+CLIENT_ID_FILE: oauth and oauthSecretVolume
+CLIENT_SECRET_FILE: oauth and oauthSecretVolume
 OPERATOR_HOSTNAME: operatorConfig.hostname
 OPERATOR_INITIAL_TAGS: operatorConfig.defaultTags
 OPERATOR_LOGGING: operatorConfig.logging
@@ -124,4 +225,38 @@ OPERATOR_SERVICE_ACCOUNT_NAME: fullnameOverride
 POD_NAME: nothing, it is the pod's name
 POD_UID: nothing, it is the pod's UID
 TS_AUTHKEY: authKey.secretName
+{{- end -}}
+
+{{/* Names of the flags that the chart sets and the value that decides each. */}}
+{{- define "tailscale-operator.ownArgs" -}}
+allow-system-masters: apiServerProxyConfig.impersonation.groups
+auth-key-file: authKey.secretName
+drain-timeout: operatorConfig.drainTimeoutSeconds
+id-token-file: oauth.audience
+impersonator: fullnameOverride
+metrics-address: metrics.port
+state-dir: nothing, it is a volume of the pod
+tls: tls.source
+tls-cert-file: tls.secretName
+tls-key-file: tls.secretName
+{{- end -}}
+
+{{/*
+Names of the values without effect that were set to other than their default. They
+are the official chart's, for what is not part of this one.
+*/}}
+{{- define "tailscale-operator.withoutEffect" -}}
+{{- $set := list -}}
+{{- if not .Values.installCRDs }}{{ $set = append $set "installCRDs" }}{{ end -}}
+{{- if .Values.operatorConfig.sharedACMEAccountKey }}{{ $set = append $set "operatorConfig.sharedACMEAccountKey" }}{{ end -}}
+{{- if ne .Values.ingressClass.name "tailscale" }}{{ $set = append $set "ingressClass.name" }}{{ end -}}
+{{- if not .Values.ingressClass.enabled }}{{ $set = append $set "ingressClass.enabled" }}{{ end -}}
+{{- if ne .Values.proxyConfig.image.repository "tailscale/tailscale" }}{{ $set = append $set "proxyConfig.image.repository" }}{{ end -}}
+{{- if .Values.proxyConfig.image.repo }}{{ $set = append $set "proxyConfig.image.repo" }}{{ end -}}
+{{- if .Values.proxyConfig.image.tag }}{{ $set = append $set "proxyConfig.image.tag" }}{{ end -}}
+{{- if .Values.proxyConfig.image.digest }}{{ $set = append $set "proxyConfig.image.digest" }}{{ end -}}
+{{- if ne .Values.proxyConfig.defaultTags "tag:k8s" }}{{ $set = append $set "proxyConfig.defaultTags" }}{{ end -}}
+{{- if ne .Values.proxyConfig.firewallMode "auto" }}{{ $set = append $set "proxyConfig.firewallMode" }}{{ end -}}
+{{- if .Values.proxyConfig.defaultProxyClass }}{{ $set = append $set "proxyConfig.defaultProxyClass" }}{{ end -}}
+{{- toYaml $set -}}
 {{- end -}}
