@@ -231,3 +231,18 @@ func TestCredentialsFail(t *testing.T) {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func TestRefusesGroups(t *testing.T) {
+	api := newAPIServer(t, nil)
+	r := start(t, api, options{refusedGroups: []string{"writers"}})
+	res, body := r.get(t, alice.Addr, "/api", nil)
+	if res.StatusCode != http.StatusForbidden || !strings.Contains(body, `\"writers\"`) {
+		t.Errorf("a caller with a refused group is told %d %s", res.StatusCode, body)
+	}
+	if got := api.all(); len(got) != 0 {
+		t.Errorf("the API server got %v", got)
+	}
+	if res, body := r.get(t, ci.Addr, "/api", nil); res.StatusCode != http.StatusOK {
+		t.Errorf("a caller without it is told %d %s", res.StatusCode, body)
+	}
+}
