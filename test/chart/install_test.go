@@ -1,0 +1,315 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package chart
+
+import (
+	"context"
+	"encoding/json"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tailhelm/tailhelm/test/kubernetes"
+)
+
+// rig is a cluster with what the chart's optional parts expect to be there.
+type rig struct {
+	*kubernetes.Cluster
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{kubernetes.New(t, kubernetes.Options{})}
+	dir, err := moduleDir(t.Context(), "modules/prometheus-operator.mod", "github.com/prometheus-operator/prometheus-operator")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"servicemonitors", "podmonitors", "prometheusrules"} {
+		mustRun(t, r.Kubectl(t.Context(), "create", "-f", filepath.Join(dir, "example/prometheus-operator-crd/monitoring.coreos.com_"+name+".yaml")))
+	}
+	mustRun(t, r.Kubectl(t.Context(), "wait", "--for=condition=Established", "crd", "--all"))
+	for _, name := range []string{"staging", "production"} { // for bindings
+		r.namespace(t, name)
+	}
+	return r
+}
+
+// namespace makes a namespace that enforces the restricted Pod Security level.
+func (r *rig) namespace(t *testing.T, name string) {
+	t.Helper()
+	_, err := r.Client().CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+	}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// upgrade installs or upgrades a release, as the documentation has it.
+func (r *rig) upgrade(ctx context.Context, release, namespace string, args ...string) *exec.Cmd {
+	return r.Helm(ctx, append([]string{"upgrade", "--install", release, chart, "--namespace=" + namespace}, args...)...)
+}
+
+// admit has the API server admit a pod of each Deployment of a namespace.
+func (r *rig) admit(t *testing.T, namespace string) {
+	t.Helper()
+	deployments, err := r.Client().AppsV1().Deployments(namespace).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(deployments.Items) == 0 {
+		t.Errorf("no Deployment in namespace %s", namespace)
+	}
+	for _, d := range deployments.Items {
+		pod := &corev1.Pod{ObjectMeta: d.Spec.Template.ObjectMeta, Spec: d.Spec.Template.Spec}
+		pod.Name = d.Name + "-0"
+		_, err := r.Client().CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err != nil {
+			t.Errorf("a pod of Deployment %s is not admitted: %v", d.Name, err)
+		}
+	}
+}
+
+// left returns the names of all objects of a release that are still there.
+func (r *rig) left(t *testing.T, release string) []string {
+	t.Helper()
+	kinds := "deployments,secrets,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings," +
+		"networkpolicies,poddisruptionbudgets,servicemonitors,podmonitors,prometheusrules"
+	out := output(t, r.Kubectl(t.Context(), "get", kinds, "--all-namespaces", "--output=name", "--selector=app.kubernetes.io/instance="+release))
+	return strings.Fields(out)
+}
+
+// TestExamples installs each example, upgrades it to the next one, and uninstalls it.
+func TestExamples(t *testing.T) {
+	r := newRig(t)
+	files := exampleFiles(t)
+	names := sorted(files)
+	for i, name := range names {
+		t.Run(name, func(t *testing.T) {
+			next := names[(i+1)%len(names)]
+			r.namespace(t, name)
+			out := mustRun(t, r.upgrade(t.Context(), name, name, "--values", files[name]))
+			if !strings.Contains(out, "STATUS: deployed") {
+				t.Errorf("helm says:\n%s", out)
+			}
+			r.admit(t, name)
+			mustRun(t, r.upgrade(t.Context(), name, name, "--values", files[next]))
+			r.admit(t, name)
+			mustRun(t, r.Helm(t.Context(), "uninstall", name, "--namespace", name))
+			if left := r.left(t, name); len(left) > 0 {
+				t.Errorf("left after helm uninstall: %v", left)
+			}
+		})
+	}
+	t.Run("documented commands", func(t *testing.T) { testDocumentedCommands(t, r) })
+	t.Run("two releases", func(t *testing.T) { testTwoReleases(t, r) })
+	t.Run("static manifests", func(t *testing.T) { testManifests(t, r) })
+	t.Run("permissions", func(t *testing.T) { testPermissions(t, r) })
+}
+
+// testDocumentedCommands runs the install commands of the documentation of the official chart.
+func testDocumentedCommands(t *testing.T, r *rig) {
+	for name, args := range map[string][]string{
+		"auth":                {"--set-string", "apiServerProxyConfig.mode=true"},
+		"allow-impersonation": {"--set-string", "apiServerProxyConfig.allowImpersonation=true"},
+		"noauth":              {"--set-string", "apiServerProxyConfig.mode=noauth"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			namespace := "documented-" + name
+			mustRun(t, r.upgrade(t.Context(), "tailscale-operator", namespace, append([]string{
+				"--create-namespace", "--set-string", "oauth.clientId=id", "--set-string", "oauth.clientSecret=secret",
+			}, args...)...))
+			r.admit(t, namespace)
+			mustRun(t, r.Helm(t.Context(), "uninstall", "tailscale-operator", "--namespace", namespace))
+		})
+	}
+}
+
+// testTwoReleases installs a release beside another in a namespace, and one of the same
+// name in another namespace.
+func testTwoReleases(t *testing.T, r *rig) {
+	files := exampleFiles(t)
+	r.namespace(t, "two-a")
+	r.namespace(t, "two-b")
+	mustRun(t, r.upgrade(t.Context(), "one", "two-a", "--values", files["access-bindings"]))
+	mustRun(t, r.upgrade(t.Context(), "two", "two-a", "--values", files["access-bindings"], "--values", files["second-release"], "--set", "apiServerProxyConfig.mode=true"))
+	mustRun(t, r.upgrade(t.Context(), "one", "two-b", "--values", files["access-bindings"]))
+	r.admit(t, "two-a")
+	r.admit(t, "two-b")
+	before := r.left(t, "one")
+	mustRun(t, r.Helm(t.Context(), "uninstall", "two", "--namespace", "two-a"))
+	if after := r.left(t, "one"); !slices.Equal(before, after) {
+		t.Errorf("uninstalling a release took objects of others: before %v, after %v", before, after)
+	}
+	mustRun(t, r.Helm(t.Context(), "uninstall", "one", "--namespace", "two-a"))
+	if left := r.left(t, "one"); len(left) == 0 {
+		t.Error("uninstalling a release took that of the same name in another namespace")
+	}
+	mustRun(t, r.Helm(t.Context(), "uninstall", "one", "--namespace", "two-b"))
+}
+
+// testManifests applies the static manifests, and checks that they give the operator what
+// the chart does.
+func testManifests(t *testing.T, r *rig) {
+	mustRun(t, r.Kubectl(t.Context(), "apply", "-f", root+"/manifests/operator.yaml", "-f", root+"/manifests/authproxy-rbac.yaml"))
+	r.admit(t, "tailscale")
+	if !r.can(t, "system:serviceaccount:tailscale:operator", token("tailscale", "kube-apiserver-auth-proxy")) {
+		t.Error("the operator of the manifests cannot get a token to impersonate with")
+	}
+	mustRun(t, r.Kubectl(t.Context(), "delete", "-f", root+"/manifests/authproxy-rbac.yaml"))
+	mustRun(t, r.Kubectl(t.Context(), "delete", "--wait=false", "-f", root+"/manifests/operator.yaml"))
+}
+
+// action is something that RBAC decides about.
+type action = authorizationv1.ResourceAttributes
+
+func token(namespace, name string) action {
+	return action{Verb: "create", Resource: "serviceaccounts", Subresource: "token", Namespace: namespace, Name: name}
+}
+
+func (r *rig) can(t *testing.T, user string, a action) bool {
+	t.Helper()
+	namespace := strings.Split(user, ":")[2]
+	review, err := r.Client().AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{
+		Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: user, ResourceAttributes: &a,
+			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return review.Status.Allowed
+}
+
+const permissionsNamespace = "permissions"
+
+// Users of testPermissions.
+const (
+	operator     = "system:serviceaccount:" + permissionsNamespace + ":operator"
+	impersonator = "system:serviceaccount:" + permissionsNamespace + ":kube-apiserver-auth-proxy"
+)
+
+// testPermissions asks the API server what the ServiceAccounts may do.
+func testPermissions(t *testing.T, r *rig) {
+	r.namespace(t, permissionsNamespace)
+	for name, c := range map[string]struct {
+		args     []string
+		can, not map[string][]action
+	}{
+		"auth": {
+			[]string{"--set", "apiServerProxyConfig.mode=true"},
+			map[string][]action{
+				operator:     append(own(), token(permissionsNamespace, "kube-apiserver-auth-proxy")),
+				impersonator: {impersonate("users", "alice@example.com"), impersonate("groups", "readers")},
+			},
+			map[string][]action{
+				operator: append(never(), impersonate("users", "alice@example.com"), impersonate("groups", "readers"), impersonate("groups", "system:masters")),
+				impersonator: append(append(never(), own()...), impersonate("serviceaccounts", "default"), impersonate("uids", "1"),
+					token(permissionsNamespace, "kube-apiserver-auth-proxy"),
+					action{Verb: "impersonate", Group: "authentication.k8s.io", Resource: "userextras", Subresource: "scopes", Name: "a"}),
+			},
+		},
+		"limited": {
+			[]string{"--values", exampleFiles(t)["access-bindings"], "--set", "apiServerProxyConfig.impersonation.users={alice@example.com}"},
+			map[string][]action{impersonator: {impersonate("users", "alice@example.com"), impersonate("groups", "developers"), impersonate("groups", "tag:ci")}},
+			map[string][]action{impersonator: {impersonate("users", "bob@example.com"), impersonate("groups", "system:masters"), impersonate("groups", "others"), impersonate("users", "")}},
+		},
+		"allowImpersonation": {
+			[]string{"--set", "apiServerProxyConfig.allowImpersonation=true"},
+			map[string][]action{operator: own(), impersonator: {impersonate("users", "alice@example.com")}},
+			map[string][]action{operator: append(never(), token(permissionsNamespace, "kube-apiserver-auth-proxy"))},
+		},
+		"noauth": {
+			[]string{"--set", "apiServerProxyConfig.mode=noauth"},
+			map[string][]action{operator: own()},
+			map[string][]action{operator: append(never(), token(permissionsNamespace, "kube-apiserver-auth-proxy")), impersonator: {impersonate("users", "alice@example.com"), impersonate("groups", "readers")}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mustRun(t, r.upgrade(t.Context(), "permissions", permissionsNamespace, c.args...))
+			r.check(t, c.can, true)
+			r.check(t, c.not, false)
+		})
+	}
+}
+
+func (r *rig) check(t *testing.T, actions map[string][]action, want bool) {
+	t.Helper()
+	for user, list := range actions {
+		for _, a := range list {
+			if got := r.can(t, user, a); got != want {
+				text, _ := json.Marshal(a)
+				t.Errorf("%s can do %s: %t, want %t", user, text, got, want)
+			}
+		}
+	}
+}
+
+func impersonate(resource, name string) action {
+	return action{Verb: "impersonate", Resource: resource, Name: name}
+}
+
+// own is what the operator needs: its state, and events.
+func own() []action {
+	const ns = permissionsNamespace
+	return []action{
+		{Verb: "get", Resource: "secrets", Namespace: ns, Name: "operator"},
+		{Verb: "update", Resource: "secrets", Namespace: ns, Name: "operator"},
+		{Verb: "patch", Resource: "secrets", Namespace: ns, Name: "operator"},
+		{Verb: "create", Resource: "secrets", Namespace: ns},
+		{Verb: "create", Resource: "events", Namespace: ns},
+		{Verb: "patch", Resource: "events", Namespace: ns},
+	}
+}
+
+// never is what neither ServiceAccount may do.
+func never() []action {
+	const ns = permissionsNamespace
+	return []action{
+		{Verb: "*", Group: "*", Resource: "*"},
+		{Verb: "get", Resource: "secrets", Namespace: ns, Name: "operator-oauth"},
+		{Verb: "list", Resource: "secrets", Namespace: ns},
+		{Verb: "watch", Resource: "secrets", Namespace: ns},
+		{Verb: "delete", Resource: "secrets", Namespace: ns, Name: "operator"},
+		{Verb: "get", Resource: "secrets", Namespace: "kube-system", Name: "operator"},
+		{Verb: "create", Resource: "secrets", Namespace: "kube-system"},
+		{Verb: "create", Resource: "pods", Namespace: ns},
+		{Verb: "create", Resource: "pods", Subresource: "exec", Namespace: ns},
+		{Verb: "list", Resource: "nodes"},
+		token(ns, "default"),
+		token("kube-system", "kube-apiserver-auth-proxy"),
+		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterrolebindings"},
+		{Verb: "escalate", Group: "rbac.authorization.k8s.io", Resource: "clusterroles"},
+		{Verb: "bind", Group: "rbac.authorization.k8s.io", Resource: "clusterroles"},
+		{Verb: "update", Group: "rbac.authorization.k8s.io", Resource: "roles", Namespace: ns},
+		{Verb: "update", Group: "apps", Resource: "deployments", Namespace: ns},
+	}
+}
+
+// TestLeftAfterUninstall keeps what the documentation says of the state Secret true.
+func TestLeftAfterUninstall(t *testing.T) {
+	r := &rig{kubernetes.New(t, kubernetes.Options{})}
+	r.namespace(t, "state")
+	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=true"))
+	// As the operator makes it.
+	_, err := r.Client().CoreV1().Secrets("state").Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, r.Helm(t.Context(), "uninstall", "state", "--namespace", "state"))
+	if _, err := r.Client().CoreV1().Secrets("state").Get(t.Context(), "operator", metav1.GetOptions{}); err != nil {
+		t.Errorf("the device's state is gone: %v", err)
+	}
+	if _, err := r.Client().CoreV1().ServiceAccounts("state").Get(t.Context(), "operator", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the ServiceAccount is still there: %v", err)
+	}
+}

@@ -1,0 +1,174 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package chart
+
+import (
+	"encoding/json"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestEveryValueIsUsed finds values that no template reads, and reads of values that
+// values.yaml lacks.
+func TestEveryValueIsUsed(t *testing.T) {
+	values := readValues(t, chart+"/values.yaml")
+	u, err := analyze(chart + "/templates")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, where := range u.reads {
+		if !exists(values, strings.Split(path, ".")) {
+			t.Errorf("%s reads .Values.%s, which values.yaml lacks", where, path)
+		}
+	}
+	for _, leaf := range leaves(values, nil) {
+		if !u.uses(leaf) {
+			t.Errorf("no template reads the value %s", leaf)
+		}
+	}
+}
+
+// TestAnalysisSeesMistakes keeps the test above from passing because it sees nothing.
+func TestAnalysisSeesMistakes(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"a.yaml": `{{ $c := .Values.config }}{{ with $c.image }}{{ .tag }}{{ end }}{{ include "f" (dict "root" . "x" $c.given) }}
+			{{ range .Values.list }}{{ .name }}{{ $.Values.inRange }}{{ end }}{{ toYaml $c.whole }}{{ if .Values.condition }}{{ end }}`,
+		"_b.tpl": `{{ define "f" }}{{ .root.Values.included }}{{ .x.deep }}{{ end }}{{ define "unused" }}{{ .Values.never }}{{ end }}`,
+	} {
+		if err := os.WriteFile(dir+"/"+name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, err := analyze(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"config.image.tag", "config.given.deep", "included", "inRange", "list", "condition", "config.whole.anything"} {
+		if !u.uses(path) {
+			t.Errorf("%s is not seen", path)
+		}
+	}
+	for _, path := range []string{"config.image.repository", "config.other", "never"} {
+		if u.uses(path) {
+			t.Errorf("%s is seen, but nothing reads it", path)
+		}
+	}
+}
+
+// schema is what the tests look at in a JSON schema.
+type schema struct {
+	Ref                  string            `json:"$ref"`
+	Type                 any               `json:"type"`
+	Properties           map[string]schema `json:"properties"`
+	AdditionalProperties json.RawMessage   `json:"additionalProperties"`
+	Items                *schema           `json:"items"`
+	Definitions          map[string]schema `json:"definitions"`
+}
+
+func readSchema(t *testing.T) schema {
+	t.Helper()
+	b, err := os.ReadFile(chart + "/values.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s schema
+	if err := json.Unmarshal(b, &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestSchemaHasTheValues compares the names in the schema with those in values.yaml.
+func TestSchemaHasTheValues(t *testing.T) {
+	s := readSchema(t)
+	delete(s.Properties, "global") // Helm's own
+	compare(t, "", s, readValues(t, chart+"/values.yaml"))
+}
+
+func compare(t *testing.T, path string, s schema, values map[string]any) {
+	t.Helper()
+	for name, value := range values {
+		property, ok := s.Properties[name]
+		if !ok {
+			t.Errorf("the schema lacks %s%s", path, name)
+			continue
+		}
+		// What Kubernetes defines, and maps of the user's own names, have no values of ours.
+		if below, ok := value.(map[string]any); ok && property.Ref == "" && property.Properties != nil {
+			if len(below) == 0 || isProbe(name) {
+				continue
+			}
+			compare(t, path+name+".", property, below)
+		}
+	}
+	for name := range s.Properties {
+		if _, ok := values[name]; !ok {
+			t.Errorf("values.yaml lacks %s%s, which the schema has", path, name)
+		}
+	}
+}
+
+// isProbe reports whether a value has only some of the fields that it could have.
+func isProbe(name string) bool { return strings.HasSuffix(name, "Probe") }
+
+// TestSchemaIsStrict finds objects in the schema that take any name.
+func TestSchemaIsStrict(t *testing.T) {
+	// Free by their nature: values of other charts, and objects of any kind. The last is
+	// Kubernetes' description of an object without fields.
+	free := []string{"global", "extraObjects[]", "definition io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"}
+	var walk func(path string, s schema)
+	walk = func(path string, s schema) {
+		isObject := s.Type == "object" || s.Properties != nil
+		if types, ok := s.Type.([]any); ok {
+			isObject = slices.Contains(types, any("object"))
+		}
+		if isObject && (s.AdditionalProperties == nil || string(s.AdditionalProperties) == "true") && !slices.Contains(free, path) {
+			t.Errorf("%s takes any name", path)
+		}
+		for name, property := range s.Properties {
+			walk(strings.TrimPrefix(path+"."+name, "."), property)
+		}
+		if s.Items != nil {
+			walk(path+"[]", *s.Items)
+		}
+		for name, definition := range s.Definitions {
+			walk("definition "+name, definition)
+		}
+	}
+	walk("", readSchema(t))
+}
+
+// exists reports whether values has path, or a place where users put what they like.
+func exists(values any, path []string) bool {
+	if len(path) == 0 {
+		return true
+	}
+	switch v := values.(type) {
+	case map[string]any:
+		if below, ok := v[path[0]]; ok {
+			return exists(below, path[1:])
+		}
+		return len(v) == 0
+	case []any:
+		return true
+	}
+	return false
+}
+
+// leaves returns the paths of all values that are not maps with something in them.
+func leaves(values map[string]any, prefix []string) []string {
+	var all []string
+	for name, value := range values {
+		path := append(slices.Clone(prefix), name)
+		if below, ok := value.(map[string]any); ok && len(below) > 0 {
+			all = append(all, leaves(below, path)...)
+			continue
+		}
+		all = append(all, strings.Join(path, "."))
+	}
+	return all
+}
