@@ -25,11 +25,13 @@ HELM_LDFLAGS := -s -w \
 	-X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=$(KUBE_MAJOR) \
 	-X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=$(KUBE_MINOR)
 
+CHART_TOOLS := $(addprefix $(BIN)/,ct helm helm-docs helm-unittest kubeconform)
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 
 .PHONY: build
 build: ## Build the tailhelm binary into .bin/
@@ -50,13 +52,36 @@ lint: lint-go lint-chart ## Check code and chart
 lint-go: $(BIN)/golangci-lint
 	$(PURE) GOFLAGS="$(GOFLAGS) -trimpath" $(BIN)/golangci-lint run $(PACKAGES)
 
+.PHONY: chart
+chart: lint-chart ## Check the chart: ct lint, helm-unittest, kubeconform, generated files
+
 .PHONY: lint-chart
-lint-chart: $(BIN)/helm
-	@set -e; for values in $(CHART)/ci/*-values.yaml; do \
+lint-chart: $(CHART_TOOLS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ct lint --config ct.yaml --charts $(CHART)
+	@set -e; for values in values-examples/*.yaml; do \
 		echo "helm lint --strict --values $$values"; \
 		$(BIN)/helm lint --strict --quiet --values "$$values" $(CHART); \
-		$(BIN)/helm template release $(CHART) --namespace tailscale --values "$$values" >/dev/null; \
 	done
+	$(PURE) go run -trimpath ./tools/schemas -kubeconform $(BIN)/schemas
+	$(BIN)/kubeconform -strict -summary -skip ServiceMonitor,PodMonitor,PrometheusRule \
+		-schema-location '$(CURDIR)/$(BIN)/schemas/{{.ResourceKind}}{{.KindSuffix}}.json' test/chart/testdata/golden manifests
+	@mkdir -p $(BIN)/generated
+	$(BIN)/helm-docs --log-level warning --chart-search-root $(CHART) --dry-run > $(BIN)/generated/README.md
+	@! grep '| *|$$' $(BIN)/generated/README.md || { echo "values.yaml does not describe these values"; exit 1; }
+	@diff -u $(CHART)/README.md $(BIN)/generated/README.md || { echo "the README of the chart is stale: make chart-generate"; exit 1; }
+	@cp $(CHART)/values.schema.json $(BIN)/generated/
+	$(PURE) go run -trimpath ./tools/schemas -values $(BIN)/generated/values.schema.json
+	@diff -u $(CHART)/values.schema.json $(BIN)/generated/values.schema.json || { echo "values.schema.json is stale: make chart-generate"; exit 1; }
+
+.PHONY: chart-generate
+chart-generate: $(CHART_TOOLS) ## Write anew what is made from the chart
+	$(PURE) go run -trimpath ./tools/schemas -values $(CHART)/values.schema.json
+	$(BIN)/helm-docs --log-level warning --chart-search-root $(CHART) --dry-run > $(BIN)/README.md && mv $(BIN)/README.md $(CHART)/README.md
+	$(PURE) go test ./test/chart -run 'TestGolden|TestManifests' -update
+
+.PHONY: package
+package: ## Write the chart's archive to .bin/package: the same bytes for the same files
+	$(PURE) go run -trimpath ./tools/package -chart $(CHART) -to $(BIN)/package
 
 .PHONY: demo
 demo: ## Real kubectl processes reach a real kube-apiserver (HOLD=1 keeps it up)
@@ -78,6 +103,17 @@ clean: ## Remove what make built here (the user's cache folder stays)
 $(BIN)/golangci-lint: tools/golangci-lint/go.mod tools/golangci-lint/go.sum
 	@echo "building golangci-lint (some minutes, once)"
 	$(PURE) go -C tools/golangci-lint build -trimpath -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# Tools of the chart: program, and its module under tools.
+define tool
+$(BIN)/$(notdir $(1)): tools/$(2)/go.mod tools/$(2)/go.sum
+	@echo "building $(notdir $(1)) (a minute, once)"
+	$$(PURE) go -C tools/$(2) build -trimpath -o "$$(CURDIR)/$$@" $(1)
+endef
+$(eval $(call tool,github.com/helm/chart-testing/v3/ct,chart-testing))
+$(eval $(call tool,github.com/norwoodj/helm-docs/cmd/helm-docs,helm-docs))
+$(eval $(call tool,github.com/helm-unittest/helm-unittest/cmd/helm-unittest,helm-unittest))
+$(eval $(call tool,github.com/yannh/kubeconform/cmd/kubeconform,kubeconform))
 
 $(BIN)/helm: test/kubernetes/modules/helm.mod test/kubernetes/modules/helm.sum Makefile
 	@echo "building helm (some minutes, once)"

@@ -133,8 +133,8 @@ metadata:
   name: operator-oauth
   namespace: tailscale
 stringData:
-  client_id: # SET CLIENT ID HERE
-  client_secret: # SET CLIENT SECRET HERE
+  client_id: "" # SET CLIENT ID HERE
+  client_secret: "" # SET CLIENT SECRET HERE
 `
 
 // TestManifests compares the static manifests with the chart.
