@@ -51,10 +51,10 @@ type service struct {
 	// upstreamSetting is the setting that upstream comes from, and its value.
 	upstreamSetting [2]string
 	// refusedGroups are for apiproxy.Config.
-	refusedGroups   []string
-	node            *tailnet.Node
-	certs           certificates // nil: no TLS
-	log             *slog.Logger
+	refusedGroups []string
+	node          *tailnet.Node
+	certs         certificates // nil: no TLS
+	log           *slog.Logger
 
 	registry  *prometheus.Registry
 	metrics   *apiproxy.Metrics
