@@ -25,7 +25,7 @@ HELM_LDFLAGS := -s -w \
 	-X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=$(KUBE_MAJOR) \
 	-X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=$(KUBE_MINOR)
 
-CHART_TOOLS := $(addprefix $(BIN)/,ct helm helm-docs helm-unittest kubeconform)
+CHART_TOOLS := $(addprefix $(BIN)/,alerts ct helm helm-docs helm-unittest kubeconform)
 
 .DEFAULT_GOAL := help
 
@@ -65,6 +65,8 @@ lint-chart: $(CHART_TOOLS)
 	$(PURE) go run -trimpath ./tools/schemas -kubeconform $(BIN)/schemas
 	$(BIN)/kubeconform -strict -summary -skip ServiceMonitor,PodMonitor,PrometheusRule \
 		-schema-location '$(CURDIR)/$(BIN)/schemas/{{.ResourceKind}}{{.KindSuffix}}.json' test/chart/testdata/golden manifests
+	$(BIN)/helm template operator $(CHART) --namespace tailscale --set apiServerProxyConfig.mode=true,metrics.prometheusRule.enabled=true \
+		| $(BIN)/alerts test/chart/testdata/alerts.yaml
 	@mkdir -p $(BIN)/generated
 	$(BIN)/helm-docs --log-level warning --chart-search-root $(CHART) --dry-run > $(BIN)/generated/README.md
 	@! grep '| *|$$' $(BIN)/generated/README.md || { echo "values.yaml does not describe these values"; exit 1; }
@@ -114,6 +116,10 @@ $(eval $(call tool,github.com/helm/chart-testing/v3/ct,chart-testing))
 $(eval $(call tool,github.com/norwoodj/helm-docs/cmd/helm-docs,helm-docs))
 $(eval $(call tool,github.com/helm-unittest/helm-unittest/cmd/helm-unittest,helm-unittest))
 $(eval $(call tool,github.com/yannh/kubeconform/cmd/kubeconform,kubeconform))
+
+$(BIN)/alerts: $(wildcard tools/alerts/*)
+	@echo "building alerts (a minute, once)"
+	$(PURE) go -C tools/alerts build -trimpath -o "$(CURDIR)/$@" .
 
 $(BIN)/helm: test/kubernetes/modules/helm.mod test/kubernetes/modules/helm.sum Makefile
 	@echo "building helm (some minutes, once)"

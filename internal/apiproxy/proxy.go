@@ -144,22 +144,28 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 		return refuseBadRequest(fmt.Sprintf("The API server would not understand this request: %v.", err), err)
 	}
 	if p.config.Mode == ModeAuth {
-		if f := checkGroups(c.caller.Groups, p.config.RefusedGroups); f != nil {
-			return f
-		}
-		if f := checkHost(r, p.config.Name()); f != nil {
-			return f
-		}
-		if f := checkOrigin(r); f != nil {
-			return f
-		}
-		if f := checkRecording(c); f != nil {
-			return f
-		}
-		c.ambient = len(r.Header["Authorization"]) == 0
-		if header := asksForImpersonation(r.Header); header != "" {
-			return refuseForbidden(reasonImpersonation, fmt.Sprintf("Impersonation is not supported by this proxy, which already impersonates %q (header %s). Drop --as, --as-group and --as-uid, and \"as\" from the kubeconfig.", c.caller.User, header), nil)
-		}
+		return p.admitCaller(c, r)
+	}
+	return nil
+}
+
+// admitCaller finds out whether the caller can be impersonated for r.
+func (p *Proxy) admitCaller(c *call, r *http.Request) *refusal {
+	if f := checkGroups(c.caller.Groups, p.config.RefusedGroups); f != nil {
+		return f
+	}
+	if f := checkHost(r, p.config.Name()); f != nil {
+		return f
+	}
+	if f := checkOrigin(r); f != nil {
+		return f
+	}
+	if f := checkRecording(c); f != nil {
+		return f
+	}
+	c.ambient = len(r.Header["Authorization"]) == 0
+	if header := asksForImpersonation(r.Header); header != "" {
+		return refuseForbidden(reasonImpersonation, fmt.Sprintf("Impersonation is not supported by this proxy, which already impersonates %q (header %s). Drop --as, --as-group and --as-uid, and \"as\" from the kubeconfig.", c.caller.User, header), nil)
 	}
 	return nil
 }

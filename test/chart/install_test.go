@@ -117,6 +117,7 @@ func TestExamples(t *testing.T) {
 
 // testDocumentedCommands runs the install commands of the documentation of the official chart.
 func testDocumentedCommands(t *testing.T, r *rig) {
+	t.Helper()
 	for name, args := range map[string][]string{
 		"auth":                {"--set-string", "apiServerProxyConfig.mode=true"},
 		"allow-impersonation": {"--set-string", "apiServerProxyConfig.allowImpersonation=true"},
@@ -136,6 +137,7 @@ func testDocumentedCommands(t *testing.T, r *rig) {
 // testTwoReleases installs a release beside another in a namespace, and one of the same
 // name in another namespace.
 func testTwoReleases(t *testing.T, r *rig) {
+	t.Helper()
 	files := exampleFiles(t)
 	r.namespace(t, "two-a")
 	r.namespace(t, "two-b")
@@ -159,6 +161,7 @@ func testTwoReleases(t *testing.T, r *rig) {
 // testManifests applies the static manifests, and checks that they give the operator what
 // the chart does.
 func testManifests(t *testing.T, r *rig) {
+	t.Helper()
 	mustRun(t, r.Kubectl(t.Context(), "apply", "-f", root+"/manifests/operator.yaml", "-f", root+"/manifests/authproxy-rbac.yaml"))
 	r.admit(t, "tailscale")
 	if !r.can(t, "system:serviceaccount:tailscale:operator", token("tailscale", "kube-apiserver-auth-proxy")) {
@@ -200,6 +203,7 @@ const (
 
 // testPermissions asks the API server what the ServiceAccounts may do.
 func testPermissions(t *testing.T, r *rig) {
+	t.Helper()
 	r.namespace(t, permissionsNamespace)
 	for name, c := range map[string]struct {
 		args     []string

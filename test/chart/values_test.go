@@ -6,6 +6,7 @@ package chart
 import (
 	"encoding/json"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -140,6 +141,35 @@ func TestSchemaIsStrict(t *testing.T) {
 		}
 	}
 	walk("", readSchema(t))
+}
+
+// TestMetricsExist finds metrics in the alerts and the dashboard that the program has not.
+func TestMetricsExist(t *testing.T) {
+	known := map[string]bool{}
+	for path, prefix := range map[string]string{"internal/apiproxy/metrics.go": "tailhelm_apiproxy_", "internal/cli/serve.go": "tailhelm_"} {
+		b, err := os.ReadFile(root + "/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`Name: "([a-z_]+)"`).FindAllSubmatch(b, -1) {
+			known[prefix+string(m[1])] = true
+		}
+	}
+	for _, path := range []string{"dashboards/tailhelm.json", "templates/metrics-prometheusrule.yaml"} {
+		b, err := os.ReadFile(chart + "/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := regexp.MustCompile(`tailhelm_[a-z_]+`).FindAllString(string(b), -1)
+		if len(names) == 0 {
+			t.Errorf("%s has no metrics", path)
+		}
+		for _, name := range names {
+			if !known[strings.TrimSuffix(name, "_bucket")] {
+				t.Errorf("%s has the metric %s, which the program has not", path, name)
+			}
+		}
+	}
 }
 
 // exists reports whether values has path, or a place where users put what they like.

@@ -94,8 +94,8 @@ func rewrite(from, to string) (string, error) {
 	if err != nil {
 		return "", errors.Join(err, out.Close())
 	}
-	zip.Header.Comment = unzip.Header.Comment
-	zip.Header.Extra = unzip.Header.Extra // by which helm knows its archives
+	zip.Comment = unzip.Comment
+	zip.Extra = unzip.Extra // by which helm knows its archives
 	_, err = io.WriteString(zip, plain.String())
 	err = errors.Join(err, zip.Close(), out.Close())
 	return fmt.Sprintf("%x", hash.Sum(nil)), err

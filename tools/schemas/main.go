@@ -199,7 +199,7 @@ func fill(path string, definitions object) error {
 }
 
 func read(path string, into any) error {
-	b, err := os.ReadFile(path)
+	b, err := os.ReadFile(filepath.Clean(path))
 	if err != nil {
 		return err
 	}
