@@ -199,7 +199,7 @@ func start(t *testing.T, api *apiServer, o options) *rig {
 		o.config = api.config()
 	}
 	if o.drainTimeout == 0 {
-		o.drainTimeout = patience
+		o.drainTimeout = 10 * patience // what a test waits for must not be the end of a drain
 	}
 	r := &rig{api: api, peers: newFakePeers(alice, bob, ci), metrics: prometheus.NewRegistry(), logs: newLogBuffer(), scheme: "https"}
 	log, metrics := slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), NewMetrics(r.metrics)

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -271,3 +273,32 @@ func (p *meddlingPeers) Identify(ctx context.Context, addr netip.Addr) (identity
 	}
 	return id, err
 }
+
+// A stream whose call ends is closed to the client, too, whatever became of its
+// other side.
+func TestStreamIsClosedWithItsCall(t *testing.T) {
+	client, server := net.Pipe()
+	defer func() { _ = client.Close() }()
+	ctx, end := context.WithCancel(t.Context())
+	w := &responseWriter{ResponseWriter: hijacked{httptest.NewRecorder(), server}, ctx: ctx}
+	if _, _, err := w.Hijack(); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	read := make(chan error, 1)
+	go func() {
+		_, err := client.Read(make([]byte, 1))
+		read <- err
+	}()
+	if err := receive(t, read, "the end of the connection"); !errors.Is(err, io.EOF) {
+		t.Errorf("reading ends with %v, want EOF", err)
+	}
+}
+
+// hijacked is a response whose connection can be taken over.
+type hijacked struct {
+	http.ResponseWriter
+	conn net.Conn
+}
+
+func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.conn, nil, nil }
