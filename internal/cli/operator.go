@@ -85,6 +85,9 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 		return err
 	}
 	s.upstreamSetting = [2]string{"KUBECONFIG", env("KUBECONFIG")}
+	if err := s.prepare(); err != nil {
+		return err
+	}
 	return s.run(ctx)
 }
 

@@ -47,6 +47,9 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := s.prepare(); err != nil {
+				return err
+			}
 			if err := o.checkCredentials(c.Context(), s); err != nil {
 				return err
 			}

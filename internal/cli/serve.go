@@ -56,22 +56,29 @@ type service struct {
 	certs         certificates // nil: no TLS
 	log           *slog.Logger
 
+	proxy     *apiproxy.Proxy
 	registry  *prometheus.Registry
 	metrics   *apiproxy.Metrics
 	listening atomic.Bool
 	draining  atomic.Bool
 }
 
-// run serves until ctx is done, drains, and returns nil; or returns why it could
-// not serve.
-func (s *service) run(ctx context.Context) error {
+// prepare makes the request path, or returns what is wrong with the way to the API
+// server. It asks nobody.
+func (s *service) prepare() (err error) {
 	s.registry = newRegistry()
 	s.metrics = apiproxy.NewMetrics(s.registry)
 	s.observe()
-	proxy, err := apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.node.Name, Log: s.log, Metrics: s.metrics})
+	s.proxy, err = apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.node.Name, Log: s.log, Metrics: s.metrics})
 	if err != nil {
 		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}
+	return nil
+}
+
+// run serves until ctx is done, drains, and returns nil; or returns why it could
+// not serve. prepare comes before it.
+func (s *service) run(ctx context.Context) error {
 	pod, err := new(net.ListenConfig).Listen(ctx, "tcp", s.options.metricsAddress)
 	if err != nil {
 		return badSetting("--metrics-address", s.options.metricsAddress, err.Error())
@@ -97,15 +104,15 @@ func (s *service) run(ctx context.Context) error {
 		serving, stop := context.WithCancel(ctx)
 		defer stop()
 		context.AfterFunc(life, stop)
-		return s.serveTailnet(serving, proxy)
+		return s.serveTailnet(serving)
 	})
 	return group.Wait()
 }
 
 // serveTailnet serves the proxy on the tailnet.
-func (s *service) serveTailnet(ctx context.Context, proxy *apiproxy.Proxy) error {
+func (s *service) serveTailnet(ctx context.Context) error {
 	config := apiproxy.ServerConfig{
-		Proxy: proxy, DrainTimeout: s.options.drainTimeout, PeerConnections: s.options.peerConnections,
+		Proxy: s.proxy, DrainTimeout: s.options.drainTimeout, PeerConnections: s.options.peerConnections,
 		Log: s.log, Metrics: s.metrics, Host: s.node.Name,
 	}
 	var secure net.Listener
