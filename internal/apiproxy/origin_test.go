@@ -79,3 +79,35 @@ func TestCheckHost(t *testing.T) {
 		})
 	}
 }
+
+// The proxy makes these checks in auth mode, before the API server is asked
+// anything. In noauth mode no caller is known by its device.
+func TestPagesOfOtherSites(t *testing.T) {
+	const post = "POST /api/v1/namespaces/default/pods HTTP/1.1"
+	for name, tc := range map[string]struct {
+		plain         bool
+		line          string
+		lines         []string
+		code, noauths int // in auth mode, and in noauth mode
+	}{
+		"another site posts":            {false, post, []string{"Sec-Fetch-Site: cross-site", "Content-Length: 0"}, 403, 200},
+		"another site posts, plain":     {true, post, []string{"Origin: http://evil.example", "Content-Length: 0"}, 403, 200},
+		"another site opens a stream":   {false, "GET /api HTTP/1.1", []string{"Connection: Upgrade", "Upgrade: websocket", "Origin: https://evil.example"}, 403, 200},
+		"a name that is not the device": {true, "GET http://evil.example/api HTTP/1.1", nil, 403, 200},
+		"a program":                     {false, post, []string{"Content-Length: 0"}, 200, 200},
+		"a program, plain":              {true, post, []string{"Content-Length: 0"}, 200, 200},
+	} {
+		for mode, want := range map[Mode]int{ModeAuth: tc.code, ModeNoAuth: tc.noauths} {
+			t.Run(name+", "+string(mode), func(t *testing.T) {
+				api := newAPIServer(t, nil)
+				r := start(t, api, options{mode: mode, plain: tc.plain})
+				if code := r.raw(t, tc.line, tc.lines...); code != want {
+					t.Errorf("status %d, want %d", code, want)
+				}
+				if want != http.StatusOK {
+					api.mustNotReach(t)
+				}
+			})
+		}
+	}
+}

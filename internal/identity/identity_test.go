@@ -171,6 +171,7 @@ func TestEqual(t *testing.T) {
 		"another user":         {func(id *Identity) { id.User = "v" }, false},
 		"another device":       {func(id *Identity) { id.NodeID = "2" }, false},
 		"tagged now":           {func(id *Identity) { id.Tagged = true }, false},
+		"to be recorded now":   {func(id *Identity) { id.MustRecord = true }, false},
 		"a group more":         {func(id *Identity) { id.Groups = []string{"a", "b", "c"} }, false},
 		"a group less":         {func(id *Identity) { id.Groups = []string{"a"} }, false},
 		"no groups":            {func(id *Identity) { id.Groups = nil }, false},
