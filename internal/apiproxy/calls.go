@@ -236,9 +236,12 @@ func (b *watchBody) finish() {
 	}
 }
 
+// ended says whether finish ended the body. It is false of a nil body.
+func (b *watchBody) ended() bool { return b != nil && b.finished.Load() }
+
 func (b *watchBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && b.finished.Load() {
+	if err != nil && b.ended() {
 		return n, io.EOF
 	}
 	return n, err

@@ -67,7 +67,7 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 		}
 	case errors.As(cause, &f):
 		attrs = append(attrs, slog.String("ended", f.label))
-	case errors.Is(cause, errDrained):
+	case errors.Is(cause, errDrained), c.body.Load().ended():
 		attrs = append(attrs, slog.String("ended", reasonDraining))
 	}
 	p.config.Log.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
