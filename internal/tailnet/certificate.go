@@ -23,9 +23,9 @@ const (
 	// renewalCheck is how often the tailnet is asked whether a certificate is due.
 	// Certificates that live shortly are asked for more often.
 	renewalCheck = time.Hour
-	// httpsCheck is how often the node looks whether the tailnet issues
-	// certificates, when it does not.
-	httpsCheck = 5 * time.Second
+	// domainCheck is how often the node looks whether the tailnet issues certificates
+	// for another name, or at all. That costs nothing.
+	domainCheck = 5 * time.Second
 )
 
 // issueBackoff is the pause between failed orders. It ends at half an hour:
@@ -40,13 +40,16 @@ var errHTTPSDisabled = errors.New("the tailnet issues no certificates: enable HT
 type Certificates struct {
 	node    *Node
 	log     *slog.Logger
+	domains func() []string // what the tailnet issues certificates for
 	current atomic.Pointer[tls.Certificate]
 	failure atomic.Pointer[error]
 }
 
 // Certificates returns the node's certificates. They are obtained by
 // [Certificates.Run].
-func (n *Node) Certificates() *Certificates { return &Certificates{node: n, log: n.config.Log} }
+func (n *Node) Certificates() *Certificates {
+	return &Certificates{node: n, log: n.config.Log, domains: n.server.CertDomains}
+}
 
 // GetCertificate returns the certificate, whatever name the client asks for: a
 // client without SNI, or with an IP address, gets it too and can verify it against
@@ -84,9 +87,8 @@ func (c *Certificates) Run(ctx context.Context) error {
 		if c.node.await(ctx, func(s status) bool { return s.name != "" }) != nil {
 			return nil // ctx is done
 		}
-		changed := c.node.statusChanged()
-		pause := renewalCheck
-		if err := c.refresh(ctx); ctx.Err() != nil {
+		domain, pause := c.domain(), renewalCheck
+		if err := c.refresh(ctx, domain); ctx.Err() != nil {
 			return nil
 		} else if err != nil {
 			pause = pauseAfter(err, &backoff)
@@ -98,26 +100,37 @@ func (c *Certificates) Run(ctx context.Context) error {
 			backoff = issueBackoff
 			pause = min(pause, time.Until(c.Expiry())/6)
 		}
-		c.sleep(ctx, max(pause, time.Second), changed)
+		c.sleep(ctx, max(pause, time.Second), domain)
 	}
 }
 
-// sleep waits for d, or for a change of the node after which the certificate may
-// be another (its name, HTTPS enabled).
-func (c *Certificates) sleep(ctx context.Context, d time.Duration, changed <-chan struct{}) {
-	t := time.NewTimer(d)
+// sleep waits for d, or until the certificate may be another: domain is not its
+// name any more, or the tailnet issues certificates now. Nothing else that happens to
+// the node ends it, or an authority that fails would be asked before its time.
+func (c *Certificates) sleep(ctx context.Context, d time.Duration, domain string) {
+	t, tick := time.NewTimer(d), time.NewTicker(domainCheck)
 	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	case <-changed:
+	defer tick.Stop()
+	for {
+		changed := c.node.statusChanged() // before the look: none is missed between them
+		if c.domain() != domain {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			return
+		case <-changed:
+		case <-tick.C: // the status does not tell when HTTPS is switched
+		}
 	}
 }
 
 // domain returns the name to get a certificate for, or "" when the tailnet issues
 // none.
 func (c *Certificates) domain() string {
-	domains := c.node.server.CertDomains()
+	domains := c.domains()
 	switch name := c.node.Name(); {
 	case len(domains) == 0:
 		return ""
@@ -127,11 +140,10 @@ func (c *Certificates) domain() string {
 	return domains[0]
 }
 
-// refresh asks the tailnet for the certificate. While one is valid the answer is
-// immediate, and a renewal that is due goes on in Tailscale's code: the next
-// refresh gets its result.
-func (c *Certificates) refresh(ctx context.Context) error {
-	domain := c.domain()
+// refresh asks the tailnet for the certificate for domain. While one is valid the
+// answer is immediate, and a renewal that is due goes on in Tailscale's code: the
+// next refresh gets its result.
+func (c *Certificates) refresh(ctx context.Context, domain string) error {
 	if domain == "" {
 		return errHTTPSDisabled
 	}
@@ -157,7 +169,7 @@ func (c *Certificates) refresh(ctx context.Context) error {
 // again whether HTTPS was enabled costs nothing.
 func pauseAfter(err error, backoff *wait.Backoff) time.Duration {
 	if errors.Is(err, errHTTPSDisabled) {
-		return httpsCheck
+		return domainCheck
 	}
 	d := backoff.Step()
 	if after, ok := local.RateLimitRetryAfter(err); ok {

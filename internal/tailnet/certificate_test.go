@@ -183,8 +183,8 @@ func TestPauseAfter(t *testing.T) {
 			t.Errorf("pause %d is %v, want %v", i, got, want*time.Second)
 		}
 	}
-	if got := pauseAfter(errHTTPSDisabled, &backoff); got != httpsCheck {
-		t.Errorf("without HTTPS the pause is %v, want %v", got, httpsCheck)
+	if got := pauseAfter(errHTTPSDisabled, &backoff); got != domainCheck {
+		t.Errorf("without HTTPS the pause is %v, want %v", got, domainCheck)
 	}
 }
 
