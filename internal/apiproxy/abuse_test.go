@@ -112,20 +112,20 @@ func TestCallsPerDevice(t *testing.T) {
 	device := func(id tailcfg.StableNodeID) *call { return &call{caller: identity.Identity{NodeID: id}} }
 	var dones []func()
 	for range maxCallsPerDevice {
-		done, ok := s.add(device("greedy"))
-		if !ok {
+		done, f := s.add(device("greedy"))
+		if f != nil {
 			t.Fatalf("call %d is refused", len(dones)+1)
 		}
 		dones = append(dones, done)
 	}
-	if _, ok := s.add(device("greedy")); ok {
+	if _, f := s.add(device("greedy")); f == nil {
 		t.Error("a device has more calls than it may have")
 	}
-	if _, ok := s.add(device("other")); !ok {
+	if _, f := s.add(device("other")); f != nil {
 		t.Error("another device is refused")
 	}
 	dones[0]()
-	if _, ok := s.add(device("greedy")); !ok {
+	if _, f := s.add(device("greedy")); f != nil {
 		t.Error("the place of a call that has ended is not free")
 	}
 }

@@ -51,6 +51,8 @@ type calls struct {
 	// perDevice counts the open calls of each device.
 	perDevice map[tailcfg.StableNodeID]int
 	draining  bool
+	// leaving refuses further watches and streams.
+	leaving bool
 	// changed is closed and replaced when a call ends while somebody waits.
 	changed chan struct{}
 	waiting int
@@ -60,14 +62,17 @@ func newCalls() *calls {
 	return &calls{open: map[*call]struct{}{}, perDevice: map[tailcfg.StableNodeID]int{}, changed: make(chan struct{})}
 }
 
-// add registers c and returns the function that removes it. It returns false when
-// c's device has maxCallsPerDevice calls open.
-func (s *calls) add(c *call) (done func(), ok bool) {
+// add registers c and returns the function that removes it, or why there can be no
+// such call now.
+func (s *calls) add(c *call) (done func(), f *refusal) {
 	device := c.caller.NodeID
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.perDevice[device] >= maxCallsPerDevice {
-		return nil, false
+		return nil, refuseTooMany()
+	}
+	if s.leaving && c.kind != KindREST {
+		return nil, refuseLeaving()
 	}
 	s.perDevice[device]++
 	s.open[c] = struct{}{}
@@ -82,7 +87,7 @@ func (s *calls) add(c *call) (done func(), ok bool) {
 			close(s.changed)
 			s.changed = make(chan struct{})
 		}
-	}, true
+	}, nil
 }
 
 // recheck asks peers about the callers of all open calls and ends each one whose
@@ -191,6 +196,14 @@ func (s *calls) endAll(cause error) {
 	for _, c := range s.list() {
 		c.end(cause)
 	}
+}
+
+// leave ends every watch and refuses further watches and streams.
+func (s *calls) leave() {
+	s.mu.Lock()
+	s.leaving = true
+	s.mu.Unlock()
+	s.endWatches()
 }
 
 // endWatches lets every watch end, those that are only starting included, as the

@@ -4,6 +4,7 @@
 package apiproxy
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -146,6 +147,56 @@ func TestDrainEndsNewWatches(t *testing.T) {
 		t.Errorf("%s, ends with %v, want 200 and a clean end", res.Status, err)
 	}
 	s.ping(t)
+}
+
+// While clients are sent elsewhere, requests are served and streams go on; watches
+// end cleanly, and what would be cut off soon is refused with word to try again.
+func TestWithdraw(t *testing.T) {
+	for _, http2 := range []bool{true, false} {
+		t.Run(fmt.Sprintf("HTTP/2: %v", http2), func(t *testing.T) {
+			api := newDrainAPI(t)
+			withdrawing, withdrawn := make(chan struct{}), make(chan struct{})
+			r := start(t, api.apiServer, options{withdraw: func(context.Context) error {
+				close(withdrawing)
+				<-withdrawn
+				return nil
+			}})
+			rest := r.slowGet(t, api, http2)
+			w, s := r.watch(t, alice.Addr, http2), r.stream(t, alice.Addr, http.MethodPost, "SPDY/3.1")
+			s.ping(t)
+
+			r.stop()
+			if err := w.end(t); err != nil {
+				t.Errorf("the watch ends with %v, want a clean end", err)
+			}
+			receive(t, withdrawing, "the call of Withdraw") // closed by it
+
+			res, err := r.client(t, bob.Addr, http2).Do(r.request(t, http.MethodGet, "/api", nil, nil))
+			if err != nil {
+				t.Fatalf("a request while the server withdraws: %v", err)
+			}
+			_ = res.Body.Close()
+			if res.StatusCode != http.StatusOK || !http2 && !res.Close {
+				t.Errorf("a request while the server withdraws: %s, connection closed: %v", res.Status, res.Close)
+			}
+			for _, path := range []string{"/api/v1/pods?watch=1", "/api/v1/namespaces/a/pods/b/log?follow=true"} {
+				res, body := r.get(t, bob.Addr, path, nil)
+				if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") != "1" || !strings.Contains(body, "another one will answer") {
+					t.Errorf("%s: %s, Retry-After %q: %s", path, res.Status, res.Header.Get("Retry-After"), body)
+				}
+			}
+			s.ping(t)
+			close(withdrawn)
+			api.release()
+			if got := receive(t, rest, "the answer"); got != (answer{http.StatusOK, "finished", nil}) {
+				t.Errorf("the request in flight is answered %+v", got)
+			}
+			_ = s.Close()
+			if err := receive(t, r.served, "the end of Serve"); err != nil {
+				t.Errorf("Serve returns %v", err)
+			}
+		})
+	}
 }
 
 // Serve ends when nothing is open, however long it might have waited.

@@ -172,6 +172,8 @@ type options struct {
 	host         string
 	// refusedGroups are Config.RefusedGroups.
 	refusedGroups []string
+	// withdraw is ServerConfig.Withdraw.
+	withdraw func(context.Context) error
 }
 
 // rig is a running Proxy and Server on loopback listeners.
@@ -209,7 +211,7 @@ func start(t *testing.T, api *apiServer, o options) *rig {
 	}
 	config := ServerConfig{
 		Proxy: r.proxy, DrainTimeout: o.drainTimeout, PeerConnections: o.connections, Log: log, Metrics: metrics,
-		Host: func() string { return o.host },
+		Host: func() string { return o.host }, Withdraw: o.withdraw,
 	}
 	plain := listen(t)
 	r.address = plain.Addr().String()

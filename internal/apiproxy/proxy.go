@@ -113,9 +113,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.refuse(seen, r, c, f)
 		return
 	}
-	done, ok := p.calls.add(c)
-	if !ok {
-		p.refuse(seen, r, c, refuseTooMany())
+	done, f := p.calls.add(c)
+	if f != nil {
+		p.refuse(seen, r, c, f)
 		return
 	}
 	defer done()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -47,6 +48,9 @@ type refusal struct {
 	reason  metav1.StatusReason
 	message string
 	cause   error // for the log only
+	// retryAfter tells the client how many seconds to wait before it tries again. 0
+	// tells it nothing. client-go's clients then try again by themselves.
+	retryAfter int32
 }
 
 // Error returns the sentence that the client is told.
@@ -57,13 +61,17 @@ func (f *refusal) Unwrap() error { return f.cause }
 
 // status returns f as Kubernetes says such things.
 func (f *refusal) status() *metav1.Status {
-	return &metav1.Status{
+	status := &metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
 		Status:   metav1.StatusFailure,
 		Code:     int32(f.code), //nolint:gosec // an HTTP status code
 		Reason:   f.reason,
 		Message:  f.message,
 	}
+	if f.retryAfter > 0 {
+		status.Details = &metav1.StatusDetails{RetryAfterSeconds: f.retryAfter}
+	}
+	return status
 }
 
 func refuseUnauthorized(label, message string, cause error) *refusal {
@@ -76,6 +84,14 @@ func refuseForbidden(label, message string, cause error) *refusal {
 
 func refuseUnavailable(label, message string, cause error) *refusal {
 	return &refusal{label: label, code: http.StatusServiceUnavailable, reason: metav1.StatusReasonServiceUnavailable, message: message, cause: cause}
+}
+
+// refuseLeaving refuses what would be cut off soon, when clients are being sent to
+// other replicas.
+func refuseLeaving() *refusal {
+	f := refuseUnavailable(reasonDraining, "This replica of the proxy is shutting down. Try again: another one will answer.", nil)
+	f.retryAfter = 1
+	return f
 }
 
 func refuseTooMany() *refusal {
@@ -140,6 +156,9 @@ var codecs = func() serializer.CodecFactory {
 func (f *refusal) write(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-cache, private")
+	if f.retryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(f.retryAfter)))
+	}
 	if isDiscovery(r) {
 		http.Error(w, f.message, f.code)
 		return nil

@@ -212,8 +212,8 @@ func TestRecheckWithoutWord(t *testing.T) {
 		go s.watch(t.Context(), peers)
 		ended := map[string]error{}
 		for _, id := range []identity.Identity{alice, bob} {
-			done, ok := s.add(&call{addr: id.Addr, caller: id, end: func(cause error) { ended[id.User] = cause }})
-			if !ok {
+			done, f := s.add(&call{addr: id.Addr, caller: id, end: func(cause error) { ended[id.User] = cause }})
+			if f != nil {
 				t.Fatal("the first call is one too many")
 			}
 			defer done()
@@ -239,8 +239,8 @@ func TestRecheckAgainAfterAChangeMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers, s := newFakePeers(alice, bob), newCalls()
 		ended := 0
-		done, ok := s.add(&call{addr: alice.Addr, caller: alice, end: func(error) { ended++ }})
-		if !ok {
+		done, f := s.add(&call{addr: alice.Addr, caller: alice, end: func(error) { ended++ }})
+		if f != nil {
 			t.Fatal("the first call is one too many")
 		}
 		defer done()

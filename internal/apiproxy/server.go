@@ -47,6 +47,10 @@ type ServerConfig struct {
 	// Host is the host to which plain HTTP is redirected. It may return "" for the
 	// host that the request names. Used only with TLS.
 	Host func() string
+	// Withdraw, if not nil, takes this server out of what sends clients to it, such
+	// as a Tailscale Service, and returns when clients have had the time to notice. Serve
+	// calls it once, when its ctx is done, before it drains.
+	Withdraw func(context.Context) error
 	// DrainTimeout bounds how long Serve waits for open requests at its end.
 	DrainTimeout time.Duration
 	// PeerConnections is how many connections one peer may have; 0 means
@@ -76,6 +80,10 @@ func NewServer(config ServerConfig) *Server {
 // to it; without, plain gets the API and secure must be nil. The listeners are
 // closed when Serve returns.
 //
+// While Withdraw goes on, requests are served, on connections that end with them;
+// watches are ended and no further watches and streams begun: once clients are sent
+// to another server, what is open here would be cut off.
+//
 // A drain closes the listeners, lets requests finish, ends watches (their clients
 // watch again elsewhere), and gives streams what is left of the DrainTimeout.
 func (s *Server) Serve(ctx context.Context, secure, plain net.Listener) error {
@@ -97,6 +105,9 @@ func (s *Server) Serve(ctx context.Context, secure, plain net.Listener) error {
 	go s.config.Proxy.Watch(rechecking) // through the drain, too
 	group.Go(func() error {
 		<-listening.Done()
+		if ctx.Err() != nil && s.config.Withdraw != nil {
+			s.withdraw(context.WithoutCancel(ctx), servers)
+		}
 		s.drain(context.WithoutCancel(ctx), servers)
 		return nil
 	})
@@ -109,6 +120,22 @@ func serving(port string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("serving port %s of the tailnet: %w", port, err)
+}
+
+// withdraw lets clients go to other servers. See Serve.
+func (s *Server) withdraw(ctx context.Context, servers []*http.Server) {
+	open := s.config.Proxy.calls
+	s.config.Log.InfoContext(ctx, "withdrawing", "watches", open.count(KindWatch), "streams", open.count(KindStream))
+	open.leave()
+	for _, server := range servers {
+		server.SetKeepAlivesEnabled(false)
+	}
+	last, cancel := context.WithTimeout(ctx, lastWords)
+	defer cancel()
+	_ = open.wait(last, KindWatch) // what has not ended by then is cut off
+	if err := s.config.Withdraw(ctx); err != nil {
+		s.config.Log.WarnContext(ctx, "withdrawing", "error", err)
+	}
 }
 
 // drain ends the servers. See Serve.

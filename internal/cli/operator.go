@@ -44,6 +44,8 @@ type operatorOptions struct {
 	keys        tailnet.Keys  // CLIENT_ID_FILE and CLIENT_SECRET_FILE, CLIENT_ID, TS_AUTHKEY
 }
 
+const allowMastersUsage = "let the tailnet policy grant the group system:masters, which may do everything"
+
 func newOperator(env environment, logs io.Writer) *cobra.Command {
 	var o operatorOptions
 	c := &cobra.Command{
@@ -58,7 +60,7 @@ func newOperator(env environment, logs io.Writer) *cobra.Command {
 	flags := c.Flags()
 	flags.StringVar(&o.impersonator, "impersonator", "kube-apiserver-auth-proxy", "ServiceAccount in the operator's namespace with whose tokens callers are impersonated")
 	flags.StringVar(&o.idTokenFile, "id-token-file", "/var/run/secrets/tailscale/serviceaccount/token", "with CLIENT_ID: file with the workload identity's token")
-	flags.BoolVar(&o.masters, "allow-system-masters", false, "let the tailnet policy grant the group system:masters, which may do everything")
+	flags.BoolVar(&o.masters, "allow-system-masters", false, allowMastersUsage)
 	o.add(flags, ":9002")
 	return c
 }
@@ -76,7 +78,7 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 	if o.mode == "" {
 		return o.idle(ctx, log)
 	}
-	config, err := clusterConfig(env)
+	config, err := clusterConfig("KUBECONFIG", env("KUBECONFIG"))
 	if err != nil {
 		return err
 	}
@@ -121,11 +123,15 @@ func (o *operatorOptions) service(ctx context.Context, config *rest.Config, log 
 	if o.mode == apiproxy.ModeAuth {
 		upstream = apiproxy.ImpersonatorConfig(config, client, o.namespace, o.impersonator)
 	}
-	var refused []string
-	if !o.masters {
-		refused = []string{user.SystemPrivilegedGroup}
+	return &service{options: o.serveOptions, mode: o.mode, upstream: upstream, refusedGroups: refusedGroups(o.masters), node: node, certs: certs, log: log}, nil
+}
+
+// refusedGroups returns the groups that nobody can be in through the proxy.
+func refusedGroups(allowMasters bool) []string {
+	if allowMasters {
+		return nil
 	}
-	return &service{options: o.serveOptions, mode: o.mode, upstream: upstream, refusedGroups: refused, node: node, certs: certs, log: log}, nil
+	return []string{user.SystemPrivilegedGroup}
 }
 
 // idle serves health only: without a proxy there is nothing to join a tailnet for.
@@ -164,12 +170,8 @@ func (o *operatorOptions) read(env environment) error {
 	if err := validTags("OPERATOR_INITIAL_TAGS", o.tags); err != nil {
 		return err
 	}
-	if value := env("TS_PORT"); value != "" {
-		port, err := strconv.ParseUint(value, 10, 16)
-		if err != nil {
-			return badSetting("TS_PORT", value, "give a UDP port from 0 to 65535")
-		}
-		o.port = uint16(port)
+	if o.port, err = wireGuardPort(env); err != nil {
+		return err
 	}
 	o.keys, err = o.readKeys(env)
 	return err
@@ -228,6 +230,19 @@ func proxyMode(value, deprecated string) (apiproxy.Mode, error) {
 	return "", badSetting("APISERVER_PROXY", value, "choose true, false or noauth")
 }
 
+// wireGuardPort reads TS_PORT.
+func wireGuardPort(env environment) (uint16, error) {
+	value := env("TS_PORT")
+	if value == "" {
+		return 0, nil
+	}
+	port, err := strconv.ParseUint(value, 10, 16)
+	if err != nil {
+		return 0, badSetting("TS_PORT", value, "give a UDP port from 0 to 65535")
+	}
+	return uint16(port), nil
+}
+
 // validTags checks the form of tags.
 func validTags(setting string, tags []string) error {
 	for _, tag := range tags {
@@ -251,19 +266,19 @@ func operatorNamespace(env environment) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// clusterConfig returns the operator's own access to the API server: KUBECONFIG
-// if it is set, and otherwise what a pod has.
-func clusterConfig(env environment) (*rest.Config, error) {
-	if path := env("KUBECONFIG"); path != "" {
+// clusterConfig returns the process's own access to the API server: the kubeconfig
+// at path, which setting names, or what a pod has if path is empty.
+func clusterConfig(setting, path string) (*rest.Config, error) {
+	if path != "" {
 		config, err := clientcmd.BuildConfigFromFlags("", path)
 		if err != nil {
-			return nil, badSetting("KUBECONFIG", path, err.Error())
+			return nil, badSetting(setting, path, err.Error())
 		}
 		return config, nil
 	}
 	config, err := rest.InClusterConfig()
 	if err != nil {
-		return nil, badSetting("KUBECONFIG", "", "not in a cluster: "+err.Error())
+		return nil, badSetting(setting, "", "not in a cluster: "+err.Error())
 	}
 	return config, nil
 }

@@ -161,14 +161,14 @@ func TestProxyMode(t *testing.T) {
 
 func TestClusterConfig(t *testing.T) {
 	path := kubeconfig(t, "https://api.example.com", &clientcmdapi.AuthInfo{Token: "t"})
-	config, err := clusterConfig(vars{"KUBECONFIG": path}.environment())
+	config, err := clusterConfig("KUBECONFIG", path)
 	if err != nil || config.Host != "https://api.example.com" || config.BearerToken != "t" {
 		t.Errorf("%+v, %v", config, err)
 	}
-	_, err = clusterConfig(vars{"KUBECONFIG": writeFile(t, "bad", "{")}.environment())
+	_, err = clusterConfig("KUBECONFIG", writeFile(t, "bad", "{"))
 	checkSetting(t, err, `KUBECONFIG="`)
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
-	_, err = clusterConfig(vars{}.environment())
+	_, err = clusterConfig("KUBECONFIG", "")
 	checkSetting(t, err, `KUBECONFIG="": not in a cluster: `)
 }
 

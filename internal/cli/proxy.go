@@ -31,6 +31,7 @@ type proxyOptions struct {
 	hostname    string
 	loginServer string
 	tags        []string
+	replica     replicaOptions
 }
 
 func newProxy(env environment, logs io.Writer) *cobra.Command {
@@ -40,10 +41,13 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 		Short: "Serve an API server on the tailnet from outside its cluster",
 		Long: "Serve an API server on the tailnet from outside its cluster, so that it can be reached\n" +
 			"when the cluster schedules no pods. In mode auth, the credentials of the kubeconfig must be\n" +
-			"those of a ServiceAccount that may only impersonate users and groups.",
+			"those of a ServiceAccount that may only impersonate users and groups.\n\n" +
+			"With --service it is a replica of a ProxyGroup: one of several hosts of a Tailscale Service. The\n" +
+			"operator runs it with all the flags that this needs; the environment variables POD_UID,\n" +
+			"POD_NAMESPACE and TS_PORT (UDP port for WireGuard) complete them.",
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := o.service(env, logs)
+			s, err := o.service(c.Context(), env, logs)
 			if err != nil {
 				return err
 			}
@@ -64,12 +68,13 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 	flags.StringSliceVar(&o.tags, "tags", nil, "tags that the device asks for, for example tag:k8s")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	o.add(flags, "127.0.0.1:9002")
+	o.replica.add(flags)
 	return c
 }
 
 // service returns what the options describe, or what is wrong with them. It joins
 // nothing.
-func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error) {
+func (o *proxyOptions) service(ctx context.Context, env environment, logs io.Writer) (*service, error) {
 	log, err := newLogger(logs, "--log-level", o.logLevel)
 	if err != nil {
 		return nil, err
@@ -81,6 +86,9 @@ func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error
 	config := tailnet.Config{Hostname: o.hostname, Tags: o.tags, Log: log}
 	if config.ControlURL, err = loginServer("--login-server", o.loginServer); err != nil {
 		return nil, err
+	}
+	if o.replica.service != "" {
+		return o.hosting(ctx, env, config)
 	}
 	if config.Keys, err = o.fixedKey(env); err != nil {
 		return nil, err
@@ -132,7 +140,10 @@ func (o *proxyOptions) check() error {
 	if err := validHostname("--hostname", o.hostname); err != nil {
 		return err
 	}
-	return validTags("--tags", o.tags)
+	if err := validTags("--tags", o.tags); err != nil {
+		return err
+	}
+	return o.replica.validate(&o.serveOptions, o.tags)
 }
 
 // apiServer returns the API server of the kubeconfig at path.

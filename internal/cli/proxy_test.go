@@ -29,6 +29,13 @@ func newProxyOptions(t *testing.T, server string) *proxyOptions {
 	return o
 }
 
+// asReplica makes o the right options of a replica of a ProxyGroup.
+func asReplica(o *proxyOptions) *replicaOptions {
+	o.tls, o.tags = tlsACME, []string{"tag:k8s"}
+	o.replica = replicaOptions{service: "svc:kube", namespace: "n", stateSecret: "g-0", authKeySecret: "g-0-config", tlsSecret: "g-tls", lease: "g", impersonator: "i"}
+	return &o.replica
+}
+
 func TestProxyOptions(t *testing.T) {
 	const server = "https://api.example.com"
 	for name, tc := range map[string]struct {
@@ -50,12 +57,25 @@ func TestProxyOptions(t *testing.T) {
 		"no kubeconfig":      {func(o *proxyOptions) { o.kubeconfig = "" }, nil, `--kubeconfig="": give the kubeconfig`},
 		"kubeconfig missing": {func(o *proxyOptions) { o.kubeconfig = "/nowhere" }, nil, `--kubeconfig="/nowhere": `},
 		"state folder":       {func(o *proxyOptions) { o.stateDir = "/dev/null/x" }, nil, `--state-dir="/dev/null/x": `},
+		"replica's flag":     {func(o *proxyOptions) { o.replica.lease = "l" }, nil, `--lease="l": goes with --service`},
+		"service":            {func(o *proxyOptions) { asReplica(o).service = "kube" }, nil, `--service="kube": `},
+		"no state Secret":    {func(o *proxyOptions) { asReplica(o).stateSecret = "" }, nil, `--state-secret="": --service needs it`},
+		"no key Secret":      {func(o *proxyOptions) { asReplica(o).authKeySecret = "" }, nil, `--auth-key-secret="": --service needs it`},
+		"no TLS Secret":      {func(o *proxyOptions) { asReplica(o).tlsSecret = "" }, nil, `--tls-secret="": --service needs it`},
+		"no Lease":           {func(o *proxyOptions) { asReplica(o).lease = "" }, nil, `--lease="": --service needs it`},
+		"untagged replica":   {func(o *proxyOptions) { asReplica(o); o.tags = nil }, nil, `--tags="": hosts of a Service are tagged`},
+		"replica's TLS":      {func(o *proxyOptions) { asReplica(o); o.tls = tlsOff }, nil, `--tls="off": replicas share a certificate`},
+		"replica's key file": {func(o *proxyOptions) { asReplica(o); o.authKeyFile = "f" }, nil, `--auth-key-file="f": the auth keys of a replica`},
+		"withdraw delay":     {func(o *proxyOptions) { asReplica(o).withdrawDelay = -1 }, nil, `--withdraw-delay="-1ns": give a duration from 0`},
+		"endpoints":          {func(o *proxyOptions) { asReplica(o).staticEndpoints = []string{"x"} }, nil, `--static-endpoints="x": `},
+		"no namespace":       {func(o *proxyOptions) { asReplica(o).namespace = "" }, nil, `--namespace="": give the namespace`},
+		"replica's port":     {func(o *proxyOptions) { asReplica(o) }, vars{"TS_PORT": "x"}, `TS_PORT="x": give a UDP port`},
 		"certificate files":  {func(o *proxyOptions) { o.tls, o.tlsCertFile, o.tlsKeyFile = tlsFile, "/nowhere/c", "/nowhere/k" }, nil, `--tls-cert-file="/nowhere/c": `},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newProxyOptions(t, server)
 			tc.change(o)
-			s, err := o.service(tc.env.environment(), &bytes.Buffer{})
+			s, err := o.service(t.Context(), tc.env.environment(), &bytes.Buffer{})
 			checkSetting(t, err, tc.want)
 			if err == nil && (s.upstream.Host != server || s.mode != apiproxy.Mode(o.mode)) {
 				t.Errorf("mode %s for %s", s.mode, s.upstream.Host)
@@ -69,7 +89,7 @@ func TestProxyKubeconfig(t *testing.T) {
 	o := newProxyOptions(t, "https://flag.example.com")
 	env := vars{"KUBECONFIG": kubeconfig(t, "https://env.example.com", &clientcmdapi.AuthInfo{})}
 	for _, want := range []string{"https://flag.example.com", "https://env.example.com"} {
-		s, err := o.service(env.environment(), &bytes.Buffer{})
+		s, err := o.service(t.Context(), env.environment(), &bytes.Buffer{})
 		if err != nil || s.upstream.Host != want {
 			t.Fatalf("%+v, %v, want %s", s, err, want)
 		}
@@ -80,7 +100,7 @@ func TestProxyKubeconfig(t *testing.T) {
 // The state of the device is for its owner's eyes.
 func TestProxyStateDir(t *testing.T) {
 	o := newProxyOptions(t, "https://api.example.com")
-	if _, err := o.service(vars{}.environment(), &bytes.Buffer{}); err != nil {
+	if _, err := o.service(t.Context(), vars{}.environment(), &bytes.Buffer{}); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(o.stateDir)
@@ -116,7 +136,7 @@ func TestProxyRefusesAllPowerfulCredentials(t *testing.T) {
 			defer api.Close()
 			o := newProxyOptions(t, api.URL)
 			o.mode = tc.mode
-			s, err := o.service(vars{}.environment(), &bytes.Buffer{})
+			s, err := o.service(t.Context(), vars{}.environment(), &bytes.Buffer{})
 			if err != nil {
 				t.Fatal(err)
 			}

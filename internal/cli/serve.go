@@ -34,6 +34,12 @@ const (
 	impersonatorLifetime = time.Minute
 )
 
+// Names of readiness checks that others than their reader know.
+const (
+	checkShutdown = "shutdown"
+	checkService  = "service"
+)
+
 // certificates are a source of the server's certificate.
 type certificates interface {
 	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
@@ -54,6 +60,7 @@ type service struct {
 	refusedGroups []string
 	node          *tailnet.Node
 	certs         certificates // nil: no TLS
+	replica       *replica     // nil: the node serves on its own name
 	log           *slog.Logger
 
 	proxy     *apiproxy.Proxy
@@ -69,11 +76,19 @@ func (s *service) prepare() (err error) {
 	s.registry = newRegistry()
 	s.metrics = apiproxy.NewMetrics(s.registry)
 	s.observe()
-	s.proxy, err = apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.node.Name, Log: s.log, Metrics: s.metrics})
+	s.proxy, err = apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.name, Log: s.log, Metrics: s.metrics})
 	if err != nil {
 		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}
 	return nil
+}
+
+// name returns the FQDN under which clients know the proxy.
+func (s *service) name() string {
+	if s.replica != nil {
+		return s.replica.service.Name()
+	}
+	return s.node.Name()
 }
 
 // run serves until ctx is done, drains, and returns nil; or returns why it could
@@ -99,6 +114,9 @@ func (s *service) run(ctx context.Context) error {
 	if s.certs != nil {
 		group.Go(func() error { return s.certs.Run(life) })
 	}
+	if s.replica != nil {
+		group.Go(func() error { return s.replica.run(life, s.checks()) })
+	}
 	group.Go(func() error {
 		defer end()
 		serving, stop := context.WithCancel(ctx)
@@ -113,7 +131,11 @@ func (s *service) run(ctx context.Context) error {
 func (s *service) serveTailnet(ctx context.Context) error {
 	config := apiproxy.ServerConfig{
 		Proxy: s.proxy, DrainTimeout: s.options.drainTimeout, PeerConnections: s.options.peerConnections,
-		Log: s.log, Metrics: s.metrics, Host: s.node.Name,
+		Log: s.log, Metrics: s.metrics, Host: s.name,
+	}
+	listen := s.node.Listen
+	if s.replica != nil {
+		config.Withdraw, listen = s.replica.withdraw, s.replica.service.Listen
 	}
 	var secure net.Listener
 	if s.certs != nil {
@@ -121,13 +143,13 @@ func (s *service) serveTailnet(ctx context.Context) error {
 		if s.options.tls == tlsFile {
 			config.Host = func() string { return "" } // the certificate may be for any name
 		}
-		l, err := s.node.Listen(":443")
+		l, err := listen(443)
 		if err != nil {
 			return err
 		}
 		secure = l
 	}
-	plain, err := s.node.Listen(":80")
+	plain, err := listen(80)
 	if err != nil {
 		return err
 	}
@@ -139,7 +161,7 @@ func (s *service) serveTailnet(ctx context.Context) error {
 // checks returns what must hold for the proxy to be ready.
 func (s *service) checks() []health.Check {
 	checks := []health.Check{
-		{Name: "shutdown", Check: func(context.Context) error {
+		{Name: checkShutdown, Check: func(context.Context) error {
 			if s.draining.Load() {
 				return errors.New("shutting down")
 			}
@@ -164,6 +186,9 @@ func (s *service) checks() []health.Check {
 		checks = append(checks, health.Cached(health.Check{Name: "impersonator", Check: func(ctx context.Context) error {
 			return apiproxy.CheckImpersonator(ctx, s.upstream)
 		}}, impersonatorLifetime))
+	}
+	if s.replica != nil {
+		checks = append(checks, health.Check{Name: checkService, Check: s.replica.service.Ready})
 	}
 	return checks
 }

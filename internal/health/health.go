@@ -81,8 +81,20 @@ func Handler(endpoint string, checks ...Check) http.Handler {
 	})
 }
 
-// run runs the checks at once and reports on them in order.
-func run(ctx context.Context, checks []Check, exclude []string) (report string, ok bool) {
+// Failing runs the checks and returns the names of those that fail, with why.
+func Failing(ctx context.Context, checks ...Check) map[string]string {
+	failing := map[string]string{}
+	for i, err := range runAll(ctx, checks, nil) {
+		if err != nil {
+			failing[checks[i].Name] = err.Error()
+		}
+	}
+	return failing
+}
+
+// runAll runs the checks at once, but for the excluded ones, and returns their errors
+// in order.
+func runAll(ctx context.Context, checks []Check, exclude []string) []error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	errs := make([]error, len(checks))
@@ -93,6 +105,12 @@ func run(ctx context.Context, checks []Check, exclude []string) (report string, 
 		}
 	}
 	group.Wait()
+	return errs
+}
+
+// run runs the checks and reports on them in order.
+func run(ctx context.Context, checks []Check, exclude []string) (report string, ok bool) {
+	errs := runAll(ctx, checks, exclude)
 	var b strings.Builder
 	ok = true
 	for i, c := range checks {

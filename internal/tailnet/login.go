@@ -7,12 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"tailscale.com/ipn"
+	"tailscale.com/tailcfg"
 )
 
 const (
@@ -81,17 +83,17 @@ func (n *Node) notice(ctx context.Context, note *ipn.Notify) {
 	}
 	if note.State != nil {
 		n.enter(ctx, *note.State)
-	} else if note.SelfChange != nil {
-		n.setName(ctx, note.SelfChange.Name)
+	} else if self := note.SelfChange; self != nil {
+		n.noticeSelf(ctx, self.StableID, self.Name, self.Addresses, self.CapMap)
 	}
 }
 
 // enter notes a new state.
 func (n *Node) enter(ctx context.Context, state ipn.State) {
-	var name string
 	if state == ipn.Running {
 		if st, err := n.client.StatusWithoutPeers(ctx); err == nil && st.Self != nil {
-			name = st.Self.DNSName
+			self := st.Self
+			n.noticeSelf(ctx, self.ID, self.DNSName, prefixes(self.TailscaleIPs), self.CapMap)
 		}
 	}
 	n.update(func(s *status) {
@@ -101,19 +103,44 @@ func (n *Node) enter(ctx context.Context, state ipn.State) {
 		}
 	})
 	n.config.Log.InfoContext(ctx, "tailnet device", "state", state.String())
-	if name != "" {
-		n.setName(ctx, name)
-	}
 }
 
-// setName notes the node's FQDN.
-func (n *Node) setName(ctx context.Context, fqdn string) {
-	name := strings.TrimSuffix(fqdn, ".")
-	if name == n.Name() {
-		return
+// prefixes returns addrs as the prefixes of one address each, as a netmap has them.
+func prefixes(addrs []netip.Addr) []netip.Prefix {
+	p := make([]netip.Prefix, len(addrs))
+	for i, addr := range addrs {
+		p[i] = netip.PrefixFrom(addr, addr.BitLen())
 	}
-	n.update(func(s *status) { s.name = name })
-	n.config.Log.InfoContext(ctx, "on the tailnet", "name", name)
+	return p
+}
+
+// noticeSelf notes what the tailnet says of the node itself.
+func (n *Node) noticeSelf(ctx context.Context, id tailcfg.StableNodeID, fqdn string, addrs []netip.Prefix, caps tailcfg.NodeCapMap) {
+	hosted, err := hostedServices(caps)
+	if err != nil {
+		n.config.Log.WarnContext(ctx, "the control server's list of Services", "error", err)
+	}
+	name := strings.TrimSuffix(fqdn, ".")
+	if name != n.Name() {
+		n.config.Log.InfoContext(ctx, "on the tailnet", "name", name)
+	}
+	n.update(func(s *status) {
+		s.id, s.name, s.hosted = id, name, hosted
+		s.addrs = nil
+		for _, prefix := range addrs {
+			s.addrs = append(s.addrs, prefix.Addr())
+		}
+	})
+}
+
+// hostedServices returns the Services that the tailnet lets the node host, with
+// their addresses.
+func hostedServices(caps tailcfg.NodeCapMap) (tailcfg.ServiceIPMappings, error) {
+	lists, err := tailcfg.UnmarshalNodeCapJSON[tailcfg.ServiceIPMappings](caps, tailcfg.NodeAttrServiceHost)
+	if err != nil || len(lists) == 0 {
+		return nil, err
+	}
+	return lists[0], nil
 }
 
 // stayLoggedIn logs the node in whenever it needs that.

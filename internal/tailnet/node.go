@@ -19,7 +19,9 @@ import (
 	"tailscale.com/envknob"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/store"
+	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
+	"tailscale.com/types/views"
 	"tailscale.com/wgengine/filter"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
@@ -39,6 +41,11 @@ type Config struct {
 	Tags []string
 	// Port is the UDP port for WireGuard; 0 means any.
 	Port uint16
+	// AcceptRoutes makes the node use the routes that subnet routers advertise.
+	AcceptRoutes bool
+	// Endpoints are addresses at which the node can be reached from outside its network,
+	// besides those that it finds by itself.
+	Endpoints []netip.AddrPort
 	// Keys log the node in, or are nil: then a person does, at the address that the
 	// log tells. Nothing else tells it: who opens it owns the device.
 	Keys Keys
@@ -52,6 +59,8 @@ type Node struct {
 	server *tsnet.Server
 	client *local.Client
 	peers  *peers
+	// service is the Tailscale Service that the node hosts, or nil.
+	service *Service
 
 	mu      sync.Mutex
 	status  status
@@ -64,6 +73,12 @@ type status struct {
 	loginURL string
 	err      error  // why the last attempt to log in failed, or nil
 	name     string // FQDN without the trailing dot
+	addrs    []netip.Addr
+	id       tailcfg.StableNodeID
+
+	hosted     tailcfg.ServiceIPMappings // Services that the tailnet lets the node host
+	advertised bool                      // whether the node has said that it hosts its Service
+	serviceErr error                     // why it could not say so, or nil
 }
 
 // NewNode returns a node that is not on the tailnet yet: see [Node.Run].
@@ -118,19 +133,36 @@ func (n *Node) Start(ctx context.Context) error {
 		return fmt.Errorf("starting the tailnet device: %w", err)
 	}
 	n.client = client
+	if err := n.setPrefs(ctx); err != nil {
+		return fmt.Errorf("starting the tailnet device: %w", err)
+	}
+	if len(n.config.Endpoints) > 0 {
+		n.server.Sys().MagicSock.Get().SetStaticEndpoints(views.SliceOf(n.config.Endpoints))
+	}
 	engine := n.server.Sys().Engine.Get()
-	n.peers = newPeers(client.WhoIs, func() *filter.Filter { return engine.GetFilter() })
+	n.peers = newPeers(n.whoIs, func() *filter.Filter { return engine.GetFilter() })
 	return nil
+}
+
+// setPrefs sets what tsnet does not.
+func (n *Node) setPrefs(ctx context.Context) error {
+	prefs := &ipn.MaskedPrefs{RouteAllSet: true}
+	prefs.RouteAll = n.config.AcceptRoutes
+	// A node that was killed while it hosted a Service would come back as a host
+	// before it can serve anything.
+	prefs.AdvertiseServicesSet = n.service != nil
+	_, err := n.client.EditPrefs(ctx, prefs)
+	return err
 }
 
 // Close takes the node off the tailnet for this run. Its state stays.
 func (n *Node) Close() error { return n.server.Close() }
 
-// Listen listens on the node's tailnet addresses only, for example on ":443".
-func (n *Node) Listen(addr string) (net.Listener, error) {
-	l, err := n.server.Listen("tcp", addr)
+// Listen listens on a TCP port of the node's tailnet addresses, and on no other.
+func (n *Node) Listen(port uint16) (net.Listener, error) {
+	l, err := n.server.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
-		return nil, fmt.Errorf("listening on port %s of the tailnet: %w", addr, err)
+		return nil, fmt.Errorf("listening on port %d of the tailnet: %w", port, err)
 	}
 	return l, nil
 }

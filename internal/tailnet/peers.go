@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	"tailscale.com/client/local"
 	"tailscale.com/client/tailscale/apitype"
+	"tailscale.com/util/mak"
 	"tailscale.com/wgengine/filter"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
@@ -56,6 +57,23 @@ type answer struct {
 
 func newPeers(whoIs func(context.Context, string) (*apitype.WhoIsResponse, error), current func() *filter.Filter) *peers {
 	return &peers{whoIs: whoIs, filter: current, now: time.Now, answers: map[netip.Addr]answer{}, changed: make(chan struct{})}
+}
+
+// whoIs asks Tailscale's code who is at addr, and what it may do here. Grants
+// count that name this node as their destination, and those that name its Service.
+func (n *Node) whoIs(ctx context.Context, addr string) (*apitype.WhoIsResponse, error) {
+	who, err := n.client.WhoIs(ctx, addr)
+	if err != nil || n.service == nil {
+		return who, err
+	}
+	via, err := n.client.WhoIsForService(ctx, addr, n.service.name)
+	if err != nil {
+		return nil, err
+	}
+	for capability, values := range via.CapMap {
+		mak.Set(&who.CapMap, capability, append(who.CapMap[capability], values...))
+	}
+	return who, nil
 }
 
 // identify returns who is at addr.

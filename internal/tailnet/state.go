@@ -98,29 +98,38 @@ func (s *SecretStore) ReadState(id ipn.StateKey) ([]byte, error) {
 	return value, nil
 }
 
-// WriteState writes one key of the Secret. It tries again while the API server
-// cannot answer, for up to half a minute.
+// WriteState writes one key of the Secret; nil deletes it. It tries again while the
+// API server cannot answer, for up to half a minute.
 func (s *SecretStore) WriteState(id ipn.StateKey, value []byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+	if err := s.write(context.Background(), map[string][]byte{secretKey(id): value}); err != nil {
+		return fmt.Errorf("writing state %q to Secret %s: %w", id, s.name, err)
+	}
+	return nil
+}
+
+// write writes keys of the Secret in one request; nil deletes.
+func (s *SecretStore) write(ctx context.Context, data map[string][]byte) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
+	patch, err := json.Marshal(map[string]any{"data": data})
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := secretKey(id)
-	patch, err := json.Marshal(map[string]any{"data": map[string]any{key: value}}) // nil deletes
-	if err != nil {
-		return fmt.Errorf("encoding state %q: %w", id, err)
-	}
 	err = s.retry(ctx, func(ctx context.Context) error {
 		_, err := s.secrets.Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "tailhelm"})
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("writing state %q to Secret %s: %w", id, s.name, err)
+		return err
 	}
-	if value == nil {
-		delete(s.data, key)
-	} else {
-		s.data[key] = bytes.Clone(value)
+	for key, value := range data {
+		if value == nil {
+			delete(s.data, key)
+		} else {
+			s.data[key] = bytes.Clone(value)
+		}
 	}
 	return nil
 }

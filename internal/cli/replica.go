@@ -1,0 +1,208 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"tailscale.com/tailcfg"
+
+	"github.com/tailhelm/tailhelm/internal/apiproxy"
+	"github.com/tailhelm/tailhelm/internal/health"
+	"github.com/tailhelm/tailhelm/internal/tailnet"
+)
+
+// replicaOptions are the flags that make the command proxy a replica of a ProxyGroup.
+type replicaOptions struct {
+	service         string
+	namespace       string
+	stateSecret     string
+	authKeySecret   string
+	tlsSecret       string
+	lease           string
+	impersonator    string
+	masters         bool
+	withdrawDelay   time.Duration
+	acceptRoutes    bool
+	staticEndpoints []string
+}
+
+// add defines the flags.
+func (o *replicaOptions) add(flags *pflag.FlagSet) {
+	flags.StringVar(&o.service, "service", "", "Tailscale Service to be a host of, for example svc:my-cluster; the following flags go with it")
+	flags.StringVar(&o.namespace, "namespace", "", "namespace of the Secrets, the Lease and the impersonator (or POD_NAMESPACE)")
+	flags.StringVar(&o.stateSecret, "state-secret", "", "Secret with the device's state, which exists")
+	flags.StringVar(&o.authKeySecret, "auth-key-secret", "", "Secret in which the operator issues auth keys")
+	flags.StringVar(&o.tlsSecret, "tls-secret", "", "Secret with the Service's certificate, which the replicas share")
+	flags.StringVar(&o.lease, "lease", "", "Lease that decides which replica orders the certificate")
+	flags.StringVar(&o.impersonator, "impersonator", "kube-apiserver-auth-proxy", "in mode auth: ServiceAccount with whose tokens callers are impersonated")
+	flags.BoolVar(&o.masters, "allow-system-masters", false, allowMastersUsage)
+	flags.DurationVar(&o.withdrawDelay, "withdraw-delay", 20*time.Second, "how long clients have, after SIGTERM, to notice that other hosts serve the Service")
+	flags.BoolVar(&o.acceptRoutes, "accept-routes", false, "use the routes of the tailnet's subnet routers")
+	flags.StringSliceVar(&o.staticEndpoints, "static-endpoints", nil, "addresses (ip:port) at which the device can be reached from outside the cluster")
+}
+
+// validate checks the flags. None but those with defaults may be set without --service.
+func (o *replicaOptions) validate(serve *serveOptions, tags []string) error {
+	needed := []struct{ flag, value string }{
+		{"--state-secret", o.stateSecret}, {"--auth-key-secret", o.authKeySecret}, {"--tls-secret", o.tlsSecret}, {"--lease", o.lease},
+	}
+	for _, n := range needed {
+		if o.service == "" && n.value != "" {
+			return badSetting(n.flag, n.value, "goes with --service")
+		}
+		if o.service != "" && n.value == "" {
+			return badSetting(n.flag, "", "--service needs it")
+		}
+	}
+	if o.service == "" {
+		return nil
+	}
+	if err := tailcfg.ServiceName(o.service).Validate(); err != nil {
+		return badSetting("--service", o.service, fmt.Sprintf("%v: give svc: and a DNS label, for example svc:my-cluster", err))
+	}
+	if len(tags) == 0 {
+		return badSetting("--tags", "", "hosts of a Service are tagged: give a tag, for example tag:k8s")
+	}
+	if serve.tls != tlsACME {
+		return badSetting("--tls", serve.tls, "replicas share a certificate of the tailnet: choose acme")
+	}
+	if serve.authKeyFile != "" {
+		return badSetting("--auth-key-file", serve.authKeyFile, "the auth keys of a replica come from --auth-key-secret")
+	}
+	if o.withdrawDelay < 0 {
+		return badSetting("--withdraw-delay", o.withdrawDelay.String(), "give a duration from 0, for example 20s")
+	}
+	_, err := o.endpoints()
+	return err
+}
+
+// endpoints returns the static endpoints.
+func (o *replicaOptions) endpoints() ([]netip.AddrPort, error) {
+	var endpoints []netip.AddrPort
+	for _, value := range o.staticEndpoints {
+		endpoint, err := netip.ParseAddrPort(value)
+		if err != nil {
+			return nil, badSetting("--static-endpoints", strings.Join(o.staticEndpoints, ","), err.Error())
+		}
+		endpoints = append(endpoints, endpoint)
+	}
+	return endpoints, nil
+}
+
+// replica is what a replica of a ProxyGroup does besides serving.
+type replica struct {
+	service       *tailnet.Service
+	node          *tailnet.Node
+	state         *tailnet.SecretStore
+	podUID        string
+	withdrawDelay time.Duration
+}
+
+// hosting returns the service of a replica. It waits for the state Secret until ctx
+// is done.
+func (o *proxyOptions) hosting(ctx context.Context, env environment, config tailnet.Config) (*service, error) {
+	r := &o.replica
+	path := cmp.Or(o.kubeconfig, env("KUBECONFIG"))
+	cluster, err := clusterConfig("--kubeconfig", path)
+	if err != nil {
+		return nil, err
+	}
+	if r.namespace = cmp.Or(r.namespace, env("POD_NAMESPACE")); r.namespace == "" {
+		return nil, badSetting("--namespace", "", "give the namespace of the replica's Secrets")
+	}
+	if config.Endpoints, err = r.endpoints(); err != nil {
+		return nil, err
+	}
+	if config.Port, err = wireGuardPort(env); err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(cluster)
+	if err != nil {
+		return nil, fmt.Errorf("a client for the API server: %w", err)
+	}
+	state, err := tailnet.NewSecretStore(ctx, client, r.namespace, r.stateSecret, config.Log)
+	if err != nil {
+		return nil, err
+	}
+	config.Store, config.AcceptRoutes = state, r.acceptRoutes
+	config.Keys = &tailnet.SecretKeys{Client: client, Namespace: r.namespace, Name: r.authKeySecret, State: state}
+	if config.Dir = o.stateDir; config.Dir == "" {
+		if config.Dir, err = os.MkdirTemp("", "tailhelm-"); err != nil {
+			return nil, badSetting("--state-dir", "", err.Error())
+		}
+	}
+	node, err := tailnet.NewNode(config)
+	if err != nil {
+		return nil, err
+	}
+	hosted := node.Service(tailcfg.ServiceName(r.service), 443, 80)
+	return &service{
+		options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: r.upstream(apiproxy.Mode(o.mode), cluster, client),
+		upstreamSetting: [2]string{"--kubeconfig", path}, refusedGroups: refusedGroups(r.masters), node: node, log: config.Log,
+		certs: hosted.SharedCertificates(tailnet.SharedConfig{
+			Client: client, Namespace: r.namespace, Secret: r.tlsSecret, Lease: r.lease, Identity: o.hostname, Log: config.Log,
+		}),
+		replica: &replica{service: hosted, node: node, state: state, podUID: env("POD_UID"), withdrawDelay: r.withdrawDelay},
+	}, nil
+}
+
+// upstream returns the way to the API server: with the impersonator's credentials, or
+// with none.
+func (o *replicaOptions) upstream(mode apiproxy.Mode, cluster *rest.Config, client kubernetes.Interface) *rest.Config {
+	if mode == apiproxy.ModeAuth {
+		return apiproxy.ImpersonatorConfig(cluster, client, o.namespace, o.impersonator)
+	}
+	return rest.AnonymousClientConfig(cluster)
+}
+
+// run hosts the Service as soon as everything else is ready, and keeps the operator
+// informed, until ctx is done.
+func (r *replica) run(ctx context.Context, checks []health.Check) error {
+	others := make([]health.Check, 0, len(checks))
+	for _, c := range checks {
+		if c.Name != checkService {
+			others = append(others, c)
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return r.service.Run(ctx, func(ctx context.Context) error {
+			for name, why := range health.Failing(ctx, others...) {
+				return fmt.Errorf("%s: %s", name, why)
+			}
+			return nil
+		})
+	})
+	group.Go(func() error {
+		return r.node.Report(ctx, r.state, r.podUID, func(ctx context.Context) map[string]string { return health.Failing(ctx, checks...) })
+	})
+	return group.Wait()
+}
+
+// withdraw sends clients to other hosts of the Service, and gives them the time to
+// notice.
+func (r *replica) withdraw(ctx context.Context) error {
+	if err := r.service.Withdraw(ctx); err != nil {
+		return err
+	}
+	timer := time.NewTimer(r.withdrawDelay)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return nil
+}
+

@@ -1,0 +1,85 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+)
+
+// Keys of a replica's state Secret that are for the operator to read. All but the
+// last are those of Tailscale's own proxies.
+const (
+	// KeyDeviceID is the stable ID of the device.
+	KeyDeviceID = "device_id"
+	// KeyDeviceFQDN is the device's FQDN without the trailing dot.
+	KeyDeviceFQDN = "device_fqdn"
+	// KeyDeviceIPs are the device's tailnet addresses, a JSON array.
+	KeyDeviceIPs = "device_ips"
+	// KeyPodUID is the UID of the pod that wrote the rest.
+	KeyPodUID = "pod_uid"
+	// KeyReissue asks for another auth key. Its value is the key that the control
+	// server refused, or empty when there was none.
+	KeyReissue = "reissue_authkey"
+	// KeyChecks are the readiness checks that fail, a JSON object of their names and
+	// reasons.
+	KeyChecks = "checks"
+)
+
+// reportInterval is how often the checks are asked for the report.
+const reportInterval = 2 * time.Second
+
+// Report keeps the operator informed, in the node's state Secret, until ctx is
+// done: which device this is, which pod runs it, and which checks fail.
+func (n *Node) Report(ctx context.Context, store *SecretStore, podUID string, failing func(context.Context) map[string]string) error {
+	written := map[string][]byte{}
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
+		report, err := n.report(podUID, failing(ctx))
+		if err == nil {
+			for key, value := range written {
+				if bytes.Equal(report[key], value) {
+					delete(report, key)
+				}
+			}
+			if len(report) == 0 {
+				return
+			}
+			err = store.write(ctx, report)
+		}
+		if err != nil {
+			n.config.Log.WarnContext(ctx, "reporting to the operator", "error", err)
+			return
+		}
+		for key, value := range report {
+			written[key] = value
+		}
+	}, reportInterval)
+	return nil
+}
+
+// report returns what there is to tell.
+func (n *Node) report(podUID string, failing map[string]string) (map[string][]byte, error) {
+	checks, err := json.Marshal(failing)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the checks: %w", err)
+	}
+	report := map[string][]byte{KeyPodUID: []byte(podUID), KeyChecks: checks}
+	n.mu.Lock()
+	st := n.status
+	n.mu.Unlock()
+	if st.id == "" {
+		return report, nil
+	}
+	ips, err := json.Marshal(st.addrs)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the device's addresses: %w", err)
+	}
+	report[KeyDeviceID], report[KeyDeviceFQDN], report[KeyDeviceIPs] = []byte(st.id), []byte(st.name), ips
+	return report, nil
+}

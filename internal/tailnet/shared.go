@@ -1,0 +1,247 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"tailscale.com/ipn"
+)
+
+// Terms of the Lease that decides who orders the certificate: client-go's usual.
+const (
+	leaseDuration = 15 * time.Second
+	renewDeadline = 10 * time.Second
+	retryPeriod   = 2 * time.Second
+)
+
+// SharedCertificates keep the certificate of a Service that several replicas host
+// in memory. One replica, elected by a Lease, orders it from the tailnet and puts it
+// into a Secret; all of them load it from there as soon as it changes.
+type SharedCertificates struct {
+	service *Service
+	config  SharedConfig
+	current atomic.Pointer[tls.Certificate]
+	failure atomic.Pointer[error]
+}
+
+// SharedConfig says where replicas share a certificate.
+type SharedConfig struct {
+	// Client reads and writes the objects.
+	Client kubernetes.Interface
+	// Namespace is that of the objects.
+	Namespace string
+	// Secret is the name of the Secret with the certificate, which exists. Its type
+	// is kubernetes.io/tls. It needs get, list, watch and patch.
+	Secret string
+	// Lease is the name of the Lease, which exists. It needs get and update.
+	Lease string
+	// Identity is this replica's name in the Lease.
+	Identity string
+	// Log gets what becomes of the certificate.
+	Log *slog.Logger
+}
+
+// SharedCertificates returns the certificates of the Service. They are obtained by
+// [SharedCertificates.Run].
+func (s *Service) SharedCertificates(config SharedConfig) *SharedCertificates {
+	return &SharedCertificates{service: s, config: config}
+}
+
+// GetCertificate returns the certificate, whatever name the client asks for. It errs
+// before there is one.
+func (c *SharedCertificates) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if cert := c.current.Load(); cert != nil {
+		return cert, nil
+	}
+	return nil, errors.New("no certificate yet")
+}
+
+// Ready returns nil when there is a certificate for the Service that is valid now,
+// and otherwise why there is none.
+func (c *SharedCertificates) Ready(context.Context) error {
+	err := errors.New("no certificate yet: waiting for the replica that orders it")
+	if failure := c.failure.Load(); failure != nil {
+		err = *failure
+	}
+	cert := c.current.Load()
+	if cert != nil && cert.Leaf.VerifyHostname(c.service.Name()) != nil {
+		return fmt.Errorf("the certificate is for %v, not for %s: %w", names(cert), c.service.Name(), err)
+	}
+	return validNow(cert, err)
+}
+
+// Expiry returns when the certificate ends, or the zero time before there is one.
+func (c *SharedCertificates) Expiry() time.Time {
+	if cert := c.current.Load(); cert != nil {
+		return cert.Leaf.NotAfter
+	}
+	return time.Time{}
+}
+
+// Run loads the certificate whenever it changes, and orders it while this replica
+// is the one that does, until ctx is done.
+func (c *SharedCertificates) Run(ctx context.Context) error {
+	elector, err := c.elector()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.follow(ctx) })
+	group.Go(func() error {
+		for ctx.Err() == nil {
+			elector.Run(ctx) // returns when the Lease is lost, too
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// elector returns what runs order while this replica holds the Lease.
+func (c *SharedCertificates) elector() (*leaderelection.LeaderElector, error) {
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: c.config.Namespace, Name: c.config.Lease},
+			Client:     c.config.Client.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: c.config.Identity},
+		},
+		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod, ReleaseOnCancel: true,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: c.issue,
+			OnStoppedLeading: func() { c.failure.Store(nil) },
+		},
+		Name: c.config.Lease,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the election of Lease %s/%s: %w", c.config.Namespace, c.config.Lease, err)
+	}
+	return elector, nil
+}
+
+// follow loads the Secret's certificate whenever it changes.
+func (c *SharedCertificates) follow(ctx context.Context) error {
+	factory := informers.NewSharedInformerFactoryWithOptions(c.config.Client, 0,
+		informers.WithNamespace(c.config.Namespace),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, c.config.Secret).String()
+		}))
+	load := func(object any) {
+		if secret, ok := object.(*corev1.Secret); ok {
+			c.load(ctx, secret)
+		}
+	}
+	informer := factory.Core().V1().Secrets().Informer()
+	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: load, UpdateFunc: func(_, object any) { load(object) }}); err != nil {
+		return fmt.Errorf("watching Secret %s/%s: %w", c.config.Namespace, c.config.Secret, err)
+	}
+	factory.StartWithContext(ctx)
+	<-ctx.Done()
+	factory.Shutdown()
+	return nil
+}
+
+// load takes over the Secret's certificate. One that cannot be read leaves the last
+// good one in use.
+func (c *SharedCertificates) load(ctx context.Context, secret *corev1.Secret) {
+	certPEM, keyPEM := secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]
+	if len(certPEM) == 0 {
+		return // not ordered yet
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		c.config.Log.WarnContext(ctx, "the certificate cannot be read", "secret", c.config.Secret, "error", err)
+		return
+	}
+	if old := c.current.Load(); old == nil || !old.Leaf.Equal(cert.Leaf) {
+		c.current.Store(&cert)
+		c.config.Log.InfoContext(ctx, "certificate", "domains", names(&cert), "expires", cert.Leaf.NotAfter)
+	}
+}
+
+// issue orders the certificate whenever it is due, until ctx is done.
+func (c *SharedCertificates) issue(ctx context.Context) {
+	c.config.Log.InfoContext(ctx, "this replica orders the certificate", "lease", c.config.Lease)
+	for backoff := issueBackoff; ; {
+		if c.service.node.await(ctx, func(s status) bool { return s.state == ipn.Running && s.name != "" }) != nil {
+			return
+		}
+		next := renewalCheck
+		if err := c.renew(ctx); ctx.Err() != nil {
+			return
+		} else if err != nil {
+			next = pauseAfter(err, &backoff)
+			if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
+				c.config.Log.WarnContext(ctx, "certificate", "error", err, "retryIn", next.String())
+			}
+		} else {
+			c.failure.Store(nil)
+			backoff = issueBackoff
+			next = min(next, time.Until(c.Expiry())/6)
+		}
+		if pause(ctx, max(next, time.Second)) != nil {
+			return
+		}
+	}
+}
+
+// renew orders the certificate and shares it, if the one that is shared is not for
+// the Service or in the last third of its life.
+func (c *SharedCertificates) renew(ctx context.Context) error {
+	domain := c.service.Name()
+	var remaining time.Duration
+	if cert := c.current.Load(); cert != nil && cert.Leaf.VerifyHostname(domain) == nil {
+		remaining = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore) / 3
+		if time.Until(cert.Leaf.NotAfter) > remaining {
+			return nil
+		}
+	}
+	switch domains := c.service.node.server.CertDomains(); {
+	case len(domains) == 0:
+		return errHTTPSDisabled
+	case !slices.Contains(domains, domain):
+		return errNoHost
+	}
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
+	defer cancel()
+	certPEM, keyPEM, err := c.service.node.client.CertPairWithValidity(ctx, domain, remaining)
+	if err != nil {
+		return fmt.Errorf("the certificate for %s: %w", domain, err)
+	}
+	return c.share(ctx, certPEM, keyPEM)
+}
+
+// errNoHost is why the tailnet issues this device no certificate for the Service.
+var errNoHost = errors.New("the tailnet has not approved this device as a host of the Service, and issues it no certificate: add the device's tag to autoApprovers.services of the tailnet policy, or approve it in the admin console (Services)")
+
+// share puts a certificate into the Secret.
+func (c *SharedCertificates) share(ctx context.Context, certPEM, keyPEM []byte) error {
+	patch, err := json.Marshal(map[string]any{"data": map[string][]byte{corev1.TLSCertKey: certPEM, corev1.TLSPrivateKeyKey: keyPEM}})
+	if err != nil {
+		return fmt.Errorf("encoding the certificate: %w", err)
+	}
+	secret, err := c.config.Client.CoreV1().Secrets(c.config.Namespace).Patch(ctx, c.config.Secret, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "tailhelm"})
+	if err != nil {
+		return fmt.Errorf("sharing the certificate in Secret %s/%s: %w", c.config.Namespace, c.config.Secret, err)
+	}
+	c.load(ctx, secret)
+	return nil
+}
