@@ -71,9 +71,6 @@ func newInstallIn(t *testing.T, tn *tailnet.Tailnet, namespace string, values ..
 		t.Fatal(err)
 	}
 	i.command.Args = append(i.command.Args, "--metrics-address=127.0.0.1:0") // the last one counts
-	// A kubelet sets it too. By it, Tailscale's code knows that the certificate belongs
-	// into the state's Secret, not into a folder that goes with the pod.
-	i.command.Env = append(i.command.Env, "KUBERNETES_SERVICE_HOST=192.0.2.1", "KUBERNETES_SERVICE_PORT=443")
 	i.command.Env = append(i.command.Env, tn.Environ()...)
 	return i
 }
@@ -162,6 +159,7 @@ func TestOperator(t *testing.T) {
 	}
 	checkOperator(t, i, p)
 	checkState(t, i, p)
+	shown := newOperatorUser(t, p).certificate()
 
 	// The state in the Secret is the device: another pod, with a folder of its own and
 	// without any credential, is the same.
@@ -187,7 +185,11 @@ func TestOperator(t *testing.T) {
 	if n := tn.CertificateOrders(p.host); n != 1 {
 		t.Errorf("%d certificate orders, want 1", n)
 	}
-	newOperatorUser(t, again).mustServe()
+	c := newOperatorUser(t, again)
+	c.mustServe()
+	if !c.certificate().Equal(shown) {
+		t.Error("after a restart with an empty folder another certificate is served")
+	}
 	for _, line := range slices.Concat(p.Log(), again.Log()) {
 		if strings.Contains(line, secret) || strings.Contains(line, "tskey-") || strings.Contains(line, "eyJ") {
 			t.Fatalf("a secret in the log: %s", line)

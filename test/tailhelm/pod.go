@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,8 +39,12 @@ type pod struct {
 // PodOf returns what the first container of a Deployment's pods would run, with
 // program in the place of its image: the arguments and environment of the pod
 // template, its volumes as folders under dir (paths in arguments and environment
-// are those folders' then), and a token of its ServiceAccount in a kubeconfig. The
-// API server is that of config.
+// are those folders' then), where the API server is, and a token of its
+// ServiceAccount. The API server is that of config.
+//
+// What a pod finds under /var/run/secrets/kubernetes.io/serviceaccount is in
+// dir/serviceaccount: a process cannot have a folder of its own at that path without
+// root. KUBECONFIG leads there.
 func PodOf(ctx context.Context, config *rest.Config, namespace, deployment, program, dir string) (Command, error) {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -65,11 +70,11 @@ func PodOf(ctx context.Context, config *rest.Config, namespace, deployment, prog
 		}
 		command.Env = append(command.Env, variable.Name+"="+p.local(value))
 	}
-	kubeconfig, err := p.kubeconfig(ctx, config)
+	access, err := p.access(ctx, config)
 	if err != nil {
-		return Command{}, err
+		return Command{}, fmt.Errorf("access to the API server for Deployment %s: %w", deployment, err)
 	}
-	command.Env = append(command.Env, "KUBECONFIG="+kubeconfig)
+	command.Env = append(command.Env, access...)
 	return command, nil
 }
 
@@ -193,19 +198,42 @@ func (p *pod) token(ctx context.Context, audience string) (string, error) {
 	return r.Status.Token, nil
 }
 
-// kubeconfig writes what a pod finds under /var/run/secrets/kubernetes.io as a
-// kubeconfig.
-func (p *pod) kubeconfig(ctx context.Context, config *rest.Config) (string, error) {
+// access writes the files of the pod's ServiceAccount, and returns the environment by
+// which a process finds the API server and them. By the first two variables
+// Tailscale's code knows that it is in a cluster, where state belongs into a Secret.
+func (p *pod) access(ctx context.Context, config *rest.Config) ([]string, error) {
+	server, err := url.Parse(config.Host)
+	if err != nil {
+		return nil, err
+	}
 	token, err := p.token(ctx, "")
 	if err != nil {
-		return "", err
+		return nil, err
+	}
+	ca := config.CAData
+	if len(ca) == 0 {
+		if ca, err = os.ReadFile(config.CAFile); err != nil {
+			return nil, err
+		}
+	}
+	folder := filepath.Join(p.dir, "serviceaccount")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, err
+	}
+	for name, content := range map[string]string{"token": token, "ca.crt": string(ca), "namespace": p.namespace} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o600); err != nil {
+			return nil, err
+		}
 	}
 	const name = "pod"
 	k := clientcmdapi.NewConfig()
-	k.Clusters[name] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData, CertificateAuthority: config.CAFile}
-	k.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: token}
+	k.Clusters[name] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthority: filepath.Join(folder, "ca.crt")}
+	k.AuthInfos[name] = &clientcmdapi.AuthInfo{TokenFile: filepath.Join(folder, "token")}
 	k.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name, Namespace: p.namespace}
 	k.CurrentContext = name
 	path := filepath.Join(p.dir, "kubeconfig")
-	return path, clientcmd.WriteToFile(*k, path)
+	if err := clientcmd.WriteToFile(*k, path); err != nil {
+		return nil, err
+	}
+	return []string{"KUBERNETES_SERVICE_HOST=" + server.Hostname(), "KUBERNETES_SERVICE_PORT=" + server.Port(), "KUBECONFIG=" + path}, nil
 }
