@@ -41,19 +41,39 @@ build: ## Build the tailhelm binary into .bin/
 programs: ## Build what the tests run: kube-apiserver, etcd, kubectl, helm
 	$(PURE) go run -trimpath ./tools/programs
 
+.PHONY: generate
+generate: $(BIN)/controller-gen ## Write anew what is made from the API's types: methods and CustomResourceDefinitions
+	$(call generate-api,api/v1alpha1)
+	cp api/v1alpha1/crds/*.yaml $(CHART)/charts/crds/crds/
+
+# Makes methods and CustomResourceDefinitions of api/v1alpha1, into a folder like it.
+define generate-api
+	@mkdir -p $(1)/crds
+	$(PURE) $(BIN)/controller-gen object:headerFile=tools/controller-gen/header.txt crd paths=./api/v1alpha1 \
+		output:object:dir=$(1) output:crd:dir=$(1)/crds
+endef
+
 .PHONY: test
 test: programs ## Run all tests, with the race detector
 	go test -race -timeout 60m $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: lint
-lint: lint-go lint-chart ## Check code and chart
+lint: lint-go lint-api lint-chart ## Check code and chart
 
 .PHONY: lint-go
 lint-go: $(BIN)/golangci-lint
 	$(PURE) GOFLAGS="$(GOFLAGS) -trimpath" $(BIN)/golangci-lint run $(PACKAGES)
 
+.PHONY: lint-api
+lint-api: $(BIN)/controller-gen
+	@rm -rf $(BIN)/generated/v1alpha1
+	$(call generate-api,$(BIN)/generated/v1alpha1)
+	@diff -u api/v1alpha1/zz_generated.deepcopy.go $(BIN)/generated/v1alpha1/zz_generated.deepcopy.go \
+		&& diff -ur api/v1alpha1/crds $(BIN)/generated/v1alpha1/crds && diff -ur api/v1alpha1/crds $(CHART)/charts/crds/crds \
+		|| { echo "what is made of api/v1alpha1 is stale: make generate"; exit 1; }
+
 .PHONY: chart
-chart: lint-chart ## Check the chart: ct lint, helm-unittest, kubeconform, generated files
+chart: lint-api lint-chart ## Check the chart: ct lint, helm-unittest, kubeconform, generated files
 
 .PHONY: lint-chart
 lint-chart: $(CHART_TOOLS)
@@ -113,6 +133,7 @@ $(BIN)/$(notdir $(1)): tools/$(2)/go.mod tools/$(2)/go.sum
 	$$(PURE) go -C tools/$(2) build -trimpath -o "$$(CURDIR)/$$@" $(1)
 endef
 $(eval $(call tool,github.com/helm/chart-testing/v3/ct,chart-testing))
+$(eval $(call tool,sigs.k8s.io/controller-tools/cmd/controller-gen,controller-gen))
 $(eval $(call tool,github.com/norwoodj/helm-docs/cmd/helm-docs,helm-docs))
 $(eval $(call tool,github.com/helm-unittest/helm-unittest/cmd/helm-unittest,helm-unittest))
 $(eval $(call tool,github.com/yannh/kubeconform/cmd/kubeconform,kubeconform))
