@@ -8,12 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"time"
 
 	tailscale "tailscale.com/client/tailscale/v2"
+
+	"github.com/tailhelm/tailhelm/internal/tailapi"
 )
 
 // Keys give a node the auth keys with which it logs in.
@@ -88,31 +89,10 @@ func (m *Minter) hint(err error) string {
 
 // client returns a client of the API with fresh credentials.
 func (m *Minter) client() (*tailscale.Client, error) {
-	client := &tailscale.Client{UserAgent: "tailhelm"}
-	if m.BaseURL != "" {
-		base, err := url.Parse(m.BaseURL)
-		if err != nil {
-			return nil, fmt.Errorf("the address of the Tailscale API: %w", err)
-		}
-		client.BaseURL = base
-	}
-	if m.ClientID != "" {
-		client.Auth = &tailscale.IdentityFederation{
-			ClientID:    m.ClientID,
-			IDTokenFunc: func() (string, error) { return readTrimmed(m.IDTokenFile) },
-		}
-		return client, nil
-	}
-	id, err := readTrimmed(m.ClientIDFile)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := readTrimmed(m.ClientSecretFile)
-	if err != nil {
-		return nil, err
-	}
-	client.Auth = &tailscale.OAuth{ClientID: id, ClientSecret: secret}
-	return client, nil
+	return tailapi.Credentials{
+		BaseURL: m.BaseURL, ClientIDFile: m.ClientIDFile, ClientSecretFile: m.ClientSecretFile,
+		ClientID: m.ClientID, IDTokenFile: m.IDTokenFile,
+	}.NewClient()
 }
 
 // readTrimmed returns the content of a file that must hold something.

@@ -1,0 +1,179 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailapi
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	tailscale "tailscale.com/client/tailscale/v2"
+)
+
+// timeout bounds each request.
+const timeout = 30 * time.Second
+
+// Service is a Tailscale Service.
+type Service = tailscale.VIPService
+
+// Client calls the API. It may be used by several goroutines.
+type Client struct {
+	credentials Credentials
+
+	mu     sync.Mutex
+	with   secret // what client was made of
+	client *tailscale.Client
+}
+
+// New returns a client. It asks nobody and reads nothing yet.
+func New(c Credentials) *Client { return &Client{credentials: c} }
+
+// Service returns a Service by its name ("svc:..."), or nil when there is none.
+func (c *Client) Service(ctx context.Context, name string) (*Service, error) {
+	var s *Service
+	err := c.call(ctx, "reading Tailscale Service "+name, scopeServices, func(ctx context.Context, api *tailscale.Client) (err error) {
+		s, err = api.VIPServices().Get(ctx, name)
+		return err
+	})
+	if IsNotFound(err) {
+		return nil, nil //nolint:nilnil // there is none, and that is an answer
+	}
+	return s, err
+}
+
+// PutService creates or replaces a Service.
+func (c *Client) PutService(ctx context.Context, s Service) error {
+	return c.call(ctx, "writing Tailscale Service "+s.Name, scopeServices, func(ctx context.Context, api *tailscale.Client) error {
+		return api.VIPServices().CreateOrUpdate(ctx, s)
+	})
+}
+
+// DeleteService deletes a Service, if there is one.
+func (c *Client) DeleteService(ctx context.Context, name string) error {
+	return ignoreNotFound(c.call(ctx, "deleting Tailscale Service "+name, scopeServices, func(ctx context.Context, api *tailscale.Client) error {
+		return api.VIPServices().Delete(ctx, name)
+	}))
+}
+
+// DeleteDevice deletes a device by its stable id, if there is one.
+func (c *Client) DeleteDevice(ctx context.Context, id string) error {
+	return ignoreNotFound(c.call(ctx, "deleting device "+id, scopeDevices, func(ctx context.Context, api *tailscale.Client) error {
+		return api.Devices().Delete(ctx, id)
+	}))
+}
+
+// Key is an auth key for one login.
+type Key struct {
+	ID     string
+	Secret string
+	Ends   time.Time
+}
+
+// CreateKey mints an auth key: for one login, within lifetime, preauthorized, for a
+// device with tags. description is for people who read the list of keys.
+func (c *Client) CreateKey(ctx context.Context, tags []string, description string, lifetime time.Duration) (Key, error) {
+	request := tailscale.CreateKeyRequest{ExpirySeconds: int64(lifetime.Seconds()), Description: description}
+	request.Capabilities.Devices.Create.Preauthorized = true
+	request.Capabilities.Devices.Create.Tags = tags
+	var key Key
+	err := c.call(ctx, "minting an auth key with "+strings.Join(tags, ", "), scopeKeys, func(ctx context.Context, api *tailscale.Client) error {
+		ends := time.Now().Add(lifetime)
+		k, err := api.Keys().CreateAuthKey(ctx, request)
+		if err == nil {
+			key = Key{ID: k.ID, Secret: k.Key, Ends: ends}
+		}
+		return err
+	})
+	return key, err
+}
+
+// DeleteKey revokes an auth key, if there is one.
+func (c *Client) DeleteKey(ctx context.Context, id string) error {
+	return ignoreNotFound(c.call(ctx, "revoking auth key "+id, scopeKeys, func(ctx context.Context, api *tailscale.Client) error {
+		return api.Keys().Delete(ctx, id)
+	}))
+}
+
+// call calls f with a client and makes an [Error] of what it returns. action says
+// what is attempted, scope what the credentials need for it.
+func (c *Client) call(ctx context.Context, action, scope string, f func(context.Context, *tailscale.Client) error) error {
+	api, err := c.open()
+	if err != nil {
+		return &Error{Action: action, Kind: KindCredentials, Err: err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var seen answer
+	err = f(context.WithValue(ctx, answerKey{}, &seen), api)
+	if err == nil {
+		return nil
+	}
+	e := newError(action, scope, seen, err)
+	if e.Kind == KindCredentials {
+		c.forget(api)
+	}
+	return e
+}
+
+// open returns a client with the credentials that the files hold now.
+func (c *Client) open() (*tailscale.Client, error) {
+	s, err := c.credentials.read()
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.client != nil && c.with == s {
+		return c.client, nil
+	}
+	client, err := c.credentials.client(s)
+	if err != nil {
+		return nil, err
+	}
+	c.client, c.with = client, s
+	return client, nil
+}
+
+// forget drops a client whose access token was refused.
+func (c *Client) forget(client *tailscale.Client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.client == client {
+		c.client = nil
+	}
+}
+
+// answer is what the library does not tell about an answer.
+type answer struct {
+	status     int
+	retryAfter time.Duration
+}
+
+type answerKey struct{} // context key of an *answer
+
+// observer notes answers for [Client.call].
+type observer struct{ http.RoundTripper }
+
+// RoundTrip implements [http.RoundTripper].
+func (o observer) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := o.RoundTripper.RoundTrip(r)
+	if seen, ok := r.Context().Value(answerKey{}).(*answer); ok && err == nil {
+		*seen = answer{response.StatusCode, retryAfter(response.Header.Get("Retry-After"), time.Now())}
+	}
+	return response, err
+}
+
+// retryAfter reads the header Retry-After: seconds, or a date.
+func retryAfter(value string, now time.Time) time.Duration {
+	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
+		return time.Duration(seconds) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil && at.After(now) {
+		return at.Sub(now)
+	}
+	return 0
+}

@@ -1,0 +1,183 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// fakeAPI answers requests for tokens and others with what a test sets.
+type fakeAPI struct {
+	token, other http.HandlerFunc
+	tokens       int
+	clients      []string // that asked for tokens
+}
+
+func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	if r.URL.Path != "/api/v2/oauth/token" {
+		a.other(w, r)
+		return
+	}
+	a.tokens++
+	id, _, _ := r.BasicAuth()
+	a.clients = append(a.clients, id)
+	if a.token != nil {
+		a.token(w, r)
+		return
+	}
+	_, _ = io.WriteString(w, `{"access_token":"access","token_type":"Bearer","expires_in":3600}`)
+}
+
+// status answers with a status and a body.
+func status(code int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// client returns a client of a, and the folder with its credentials.
+func client(t *testing.T, a *fakeAPI) (*Client, string) {
+	t.Helper()
+	server := httptest.NewServer(a)
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	write(t, dir, "id", "client")
+	write(t, dir, "secret", "s")
+	return New(Credentials{BaseURL: server.URL, ClientIDFile: filepath.Join(dir, "id"), ClientSecretFile: filepath.Join(dir, "secret")}), dir
+}
+
+func write(t *testing.T, dir, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	limited := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Retry-After", "17")
+		status(429, `{"message":"slow down"}`)(w, r)
+	}
+	for name, tc := range map[string]struct {
+		token, other http.HandlerFunc
+		kind         Kind
+		after        time.Duration
+		message      string
+	}{
+		"401":             {nil, status(401, `{"message":"API token invalid"}`), KindCredentials, 0, "API token invalid"},
+		"403":             {nil, status(403, `{"message":"calling actor does not have enough permissions"}`), KindForbidden, 0, "write scope auth_keys"},
+		"400 for tags":    {nil, status(400, `{"message":"requested tags [tag:k8s] are invalid or not permitted"}`), KindInvalid, 0, "tagOwners"},
+		"404":             {nil, status(404, `{"message":"not found"}`), KindNotFound, 0, "has no such API"},
+		"429":             {nil, limited, KindRateLimited, 17 * time.Second, "slow down"},
+		"500":             {nil, status(500, `{"message":"internal"}`), KindUnavailable, 0, "tried again"},
+		"502 of a proxy":  {nil, status(502, `<html>Bad Gateway</html>`), KindUnavailable, 0, "answered 502 Bad Gateway"},
+		"403 of a proxy":  {nil, status(403, `<html>Forbidden</html>`), KindForbidden, 0, "answered 403 Forbidden"},
+		"token 401":       {status(401, `{"message":"bad client"}`), nil, KindCredentials, 0, "check the ID and secret"},
+		"token 400":       {status(400, `{"error":"invalid_client"}`), nil, KindCredentials, 0, "check the ID and secret"},
+		"token 429":       {limited, nil, KindRateLimited, 17 * time.Second, ""},
+		"token 500":       {status(500, `{}`), nil, KindUnavailable, 0, ""},
+		"hangs up":        {nil, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, KindUnavailable, 0, "tried again"},
+		"token hangs up":  {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, nil, KindUnavailable, 0, "tried again"},
+		"unknown success": {nil, status(200, `surprise`), KindUnavailable, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := client(t, &fakeAPI{token: tc.token, other: tc.other})
+			_, err := c.CreateKey(t.Context(), []string{"tag:k8s"}, "a test", time.Hour)
+			var e *Error
+			if !errors.As(err, &e) {
+				t.Fatalf("error %v, want an *Error", err)
+			}
+			if e.Kind != tc.kind || e.RetryAfter != tc.after || !strings.Contains(e.Error(), tc.message) ||
+				!strings.HasPrefix(e.Error(), "minting an auth key with tag:k8s: ") {
+				t.Errorf("%s, again after %v: %q, want %s, %v, %q", e.Kind, e.RetryAfter, e, tc.kind, tc.after, tc.message)
+			}
+		})
+	}
+}
+
+// A caller that gives up is not kept, whether the API or its token endpoint hangs.
+func TestHangingAPI(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	c, _ := client(t, &fakeAPI{other: func(http.ResponseWriter, *http.Request) { <-hang }})
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if _, err := c.Service(ctx, "svc:x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want that the caller gave up", err)
+	}
+}
+
+// What is gone need not be deleted, and is no error to look for.
+func TestNotFound(t *testing.T) {
+	c, _ := client(t, &fakeAPI{other: status(404, `{"message":"not found"}`)})
+	s, err := c.Service(t.Context(), "svc:x")
+	if s != nil || err != nil {
+		t.Errorf("%v, %v, want nothing", s, err)
+	}
+	for what, err := range map[string]error{
+		"service": c.DeleteService(t.Context(), "svc:x"), "device": c.DeleteDevice(t.Context(), "n1"), "key": c.DeleteKey(t.Context(), "k1"),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := c.PutService(t.Context(), Service{Name: "svc:x"}); !IsNotFound(err) {
+		t.Errorf("writing: %v, want an error", err)
+	}
+}
+
+// Credentials are replaced while the program runs, and a refused token is not used
+// again.
+func TestCredentialsChange(t *testing.T) {
+	api := &fakeAPI{other: status(200, `{}`)}
+	c, dir := client(t, api)
+	call := func() error { return c.PutService(t.Context(), Service{Name: "svc:x"}) }
+	for range 2 {
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if api.tokens != 1 {
+		t.Errorf("asked for %d tokens, want 1", api.tokens)
+	}
+	write(t, dir, "id", "other\n")
+	if err := call(); err != nil || api.tokens != 2 || api.clients[1] != "other" {
+		t.Errorf("%v, clients %v, want a token for the new client", err, api.clients)
+	}
+	api.other = status(401, `{"message":"API token invalid"}`)
+	if err := call(); err == nil {
+		t.Error("no error for a refused token")
+	}
+	api.other = status(200, `{}`)
+	if err := call(); err != nil || api.tokens != 3 {
+		t.Errorf("%v, %d tokens, want a new token", err, api.tokens)
+	}
+	write(t, dir, "secret", "")
+	var e *Error
+	if err := call(); !errors.As(err, &e) || e.Kind != KindCredentials || !strings.Contains(err.Error(), "secret is empty") {
+		t.Errorf("error %v, want one about the empty file", err)
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for value, want := range map[string]time.Duration{
+		"": 0, "x": 0, "-1": 0, "90": 90 * time.Second, "Fri, 02 Jan 2026 03:05:05 GMT": time.Minute, "Fri, 02 Jan 2026 03:00:00 GMT": 0,
+	} {
+		if got := retryAfter(value, now); got != want {
+			t.Errorf("%q: %v, want %v", value, got, want)
+		}
+	}
+}

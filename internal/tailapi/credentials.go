@@ -1,0 +1,99 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+
+	"golang.org/x/oauth2"
+	"golang.org/x/oauth2/clientcredentials"
+	tailscale "tailscale.com/client/tailscale/v2"
+)
+
+// Credentials are an OAuth client, or a workload identity that is exchanged for one's
+// rights, and the address at which they count.
+type Credentials struct {
+	// BaseURL is the API's address; "" means Tailscale's.
+	BaseURL string
+	// ClientIDFile and ClientSecretFile hold an OAuth client.
+	ClientIDFile, ClientSecretFile string
+	// ClientID and IDTokenFile are a workload identity: a client, and the file with the
+	// token that is exchanged for its rights. They are used when ClientID is set.
+	ClientID, IDTokenFile string
+}
+
+// secret is what the files of credentials hold.
+type secret struct{ id, secret string }
+
+// read reads the files. A workload identity has none that must be read now: its token
+// is read for each exchange.
+func (c Credentials) read() (s secret, err error) {
+	if c.ClientID != "" {
+		return secret{id: c.ClientID}, nil
+	}
+	if s.id, err = readTrimmed(c.ClientIDFile); err != nil {
+		return s, err
+	}
+	s.secret, err = readTrimmed(c.ClientSecretFile)
+	return s, err
+}
+
+// NewClient reads the credentials and returns a client of Tailscale's library that
+// uses them. Requests and those for access tokens end after a timeout.
+func (c Credentials) NewClient() (*tailscale.Client, error) {
+	s, err := c.read()
+	if err != nil {
+		return nil, err
+	}
+	return c.client(s)
+}
+
+func (c Credentials) client(s secret) (*tailscale.Client, error) {
+	client := &tailscale.Client{UserAgent: "tailhelm", HTTP: &http.Client{Transport: observer{http.DefaultTransport}, Timeout: timeout}}
+	if c.BaseURL != "" {
+		base, err := url.Parse(c.BaseURL)
+		if err != nil {
+			return nil, fmt.Errorf("the address of the Tailscale API: %w", err)
+		}
+		client.BaseURL = base
+	}
+	if c.ClientID != "" {
+		client.Auth = &tailscale.IdentityFederation{
+			ClientID:    c.ClientID,
+			IDTokenFunc: func() (string, error) { return readTrimmed(c.IDTokenFile) },
+		}
+	} else {
+		client.Auth = oauthClient(s)
+	}
+	return client, nil
+}
+
+// oauthClient is like the library's OAuth, but bounds the request for an access token
+// as well: one that hangs would hang its caller for ever.
+type oauthClient secret
+
+// HTTPClient implements [tailscale.Auth].
+func (s oauthClient) HTTPClient(orig *http.Client, baseURL string) *http.Client {
+	config := clientcredentials.Config{ClientID: s.id, ClientSecret: s.secret, TokenURL: baseURL + "/api/v2/oauth/token"}
+	ctx := context.WithValue(context.Background(), oauth2.HTTPClient, orig) // outlives requests: it refreshes tokens
+	return &http.Client{Transport: &oauth2.Transport{Base: orig.Transport, Source: config.TokenSource(ctx)}, Timeout: orig.Timeout}
+}
+
+// readTrimmed returns the content of a file that must hold something.
+func readTrimmed(path string) (string, error) {
+	b, err := os.ReadFile(path) //nolint:gosec // the path is the operator's configuration
+	if err != nil {
+		return "", fmt.Errorf("reading credentials: %w", err)
+	}
+	value := strings.TrimSpace(string(b))
+	if value == "" {
+		return "", fmt.Errorf("the credentials file %s is empty", path)
+	}
+	return value, nil
+}

@@ -1,0 +1,143 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/oauth2"
+	tailscale "tailscale.com/client/tailscale/v2"
+)
+
+// Kind says what an error means for the caller.
+type Kind string
+
+// Kinds of errors.
+const (
+	KindCredentials Kind = "Unauthorized" // credentials are missing, wrong or revoked
+	KindForbidden   Kind = "Forbidden"    // credentials lack a scope
+	KindRateLimited Kind = "RateLimited"  // too many requests
+	KindNotFound    Kind = "NotFound"     // there is no such thing
+	KindInvalid     Kind = "Refused"      // the request can never succeed as it is
+	KindUnavailable Kind = "Unavailable"  // the API is away or failed
+)
+
+// Scopes that calls need.
+const (
+	scopeKeys     = "auth_keys"
+	scopeDevices  = "devices:core"
+	scopeServices = "services"
+)
+
+// Error is a call that failed.
+type Error struct {
+	// Action is what was attempted: "reading Tailscale Service svc:kube".
+	Action string
+	// Kind is what the error means.
+	Kind Kind
+	// RetryAfter is how long the API asked to wait; 0 when it did not say.
+	RetryAfter time.Duration
+	// Hint is what a person can do about it, or "".
+	Hint string
+	// Err is what the client library returned.
+	Err error
+}
+
+// Error is one sentence, with the hint in brackets.
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return fmt.Sprintf("%s: %v", e.Action, e.Err)
+	}
+	return fmt.Sprintf("%s: %v (%s)", e.Action, e.Err, e.Hint)
+}
+
+// Unwrap returns the library's error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// IsNotFound reports whether the API said that there is no such thing.
+func IsNotFound(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Kind == KindNotFound
+}
+
+func ignoreNotFound(err error) error {
+	if IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// newError says what err means. seen is the last answer, if there was one.
+func newError(action, scope string, seen answer, err error) *Error {
+	e := &Error{Action: action, Kind: kindOf(seen.status, err), RetryAfter: seen.retryAfter, Err: shorten(seen, err)}
+	var token *oauth2.RetrieveError
+	if errors.As(err, &token) {
+		e.RetryAfter = retryAfter(token.Response.Header.Get("Retry-After"), time.Now())
+	}
+	switch {
+	case e.Kind == KindCredentials:
+		e.Hint = "check the ID and secret of the OAuth client, or the workload identity, and that it was not revoked"
+	case strings.Contains(err.Error(), "tags") && (e.Kind == KindInvalid || e.Kind == KindForbidden):
+		e.Hint = "the OAuth client must own all of these tags: give it exactly these, or tags that own them under tagOwners in the tailnet policy"
+	case e.Kind == KindForbidden:
+		e.Hint = "the OAuth client needs the write scope " + scope
+	case e.Kind == KindNotFound:
+		e.Hint = "the control server has no such API: groups need Tailscale's, or one with Tailscale Services"
+	case e.Kind == KindRateLimited:
+		e.Hint = "tried again when the API allows it"
+	case e.Kind == KindUnavailable:
+		e.Hint = "tried again until the API answers"
+	}
+	return e
+}
+
+// kindOf tells what an error means by the status of the last answer, because the
+// library does not tell the status of an answer that it cannot read.
+func kindOf(status int, err error) Kind {
+	var token *oauth2.RetrieveError
+	var api tailscale.APIError
+	switch {
+	case errors.As(err, &token):
+		if status = token.Response.StatusCode; status == http.StatusBadRequest || status == http.StatusForbidden {
+			return KindCredentials
+		}
+	case errors.As(err, &api):
+		status = api.Status
+	case strings.Contains(err.Error(), "token exchange failed with status 4"), strings.Contains(err.Error(), "ID token"):
+		return KindCredentials
+	}
+	switch {
+	case status == http.StatusUnauthorized:
+		return KindCredentials
+	case status == http.StatusForbidden:
+		return KindForbidden
+	case status == http.StatusTooManyRequests:
+		return KindRateLimited
+	case status == http.StatusNotFound:
+		return KindNotFound
+	case status >= 400 && status < 500:
+		return KindInvalid
+	}
+	return KindUnavailable
+}
+
+// shorten returns an error that a person can read in place of one about JSON or
+// contexts.
+func shorten(seen answer, err error) error {
+	var api tailscale.APIError
+	switch {
+	case errors.As(err, &api):
+		return err
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the Tailscale API did not answer within %v: %w", timeout, err)
+	case seen.status >= 400:
+		return fmt.Errorf("the Tailscale API answered %d %s: %w", seen.status, http.StatusText(seen.status), err)
+	}
+	return err
+}
