@@ -20,6 +20,9 @@ const (
 	ServiceApproved = "ServiceApproved"
 	// CertificateReady is true when there is a valid certificate for the Tailscale Service.
 	CertificateReady = "CertificateReady"
+	// TailscaleAPIAvailable is false while the Tailscale API refuses or does not answer. A
+	// group that serves goes on serving.
+	TailscaleAPIAvailable = "TailscaleAPIAvailable"
 )
 
 // Reasons of ProxyGroupAvailable and ProxyGroupReady, as in the column STATUS.

@@ -163,6 +163,24 @@ type ProxyGroupStatus struct {
 	// Where kube-apiserver can be reached on the tailnet. Empty while nobody can connect.
 	// +optional
 	URL string `json:"url,omitempty"`
+
+	// What the operator made on the tailnet for the group and has not yet seen gone. It is
+	// deleted by this list.
+	// +optional
+	Tailnet *TailnetObjects `json:"tailnet,omitempty"`
+}
+
+// TailnetObjects are objects on the tailnet.
+type TailnetObjects struct {
+	// Names of Tailscale Services.
+	// +listType=set
+	// +optional
+	Services []string `json:"services,omitempty"`
+
+	// IDs of devices.
+	// +listType=set
+	// +optional
+	Devices []string `json:"devices,omitempty"`
 }
 
 // TailnetDevice is a replica's device.
