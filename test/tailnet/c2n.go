@@ -19,19 +19,27 @@ import (
 // device's answer, whose body is in memory. Only path, method, headers and
 // body of req count; ctx bounds the wait.
 func (t *Tailnet) C2N(ctx context.Context, hostname string, req *http.Request) (*http.Response, error) {
+	t.mu.Lock()
+	n, err := t.nodeLocked(hostname)
+	t.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return t.ask(ctx, n, req)
+}
+
+// ask is [Tailnet.C2N] to n.
+func (t *Tailnet) ask(ctx context.Context, n *node, req *http.Request) (*http.Response, error) {
 	var payload bytes.Buffer
 	if err := req.Write(&payload); err != nil {
 		return nil, fmt.Errorf("encoding the request: %w", err)
 	}
 	token, reply := rand.Text(), make(chan []byte, 1)
-	err := t.changeNode(hostname, func(n *node) {
+	t.change(func() {
 		t.c2n[token] = reply
 		// The host of the URL is unused: the device answers inside Noise.
 		n.pings = append(n.pings, &tailcfg.PingRequest{URL: "https://unused/c2n/" + token, Types: "c2n", Payload: payload.Bytes()})
 	})
-	if err != nil {
-		return nil, err
-	}
 	defer func() {
 		t.mu.Lock()
 		delete(t.c2n, token)
@@ -41,7 +49,7 @@ func (t *Tailnet) C2N(ctx context.Context, hostname string, req *http.Request) (
 	case body := <-reply:
 		return http.ReadResponse(bufio.NewReader(bytes.NewReader(body)), req)
 	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for %s to answer %s: %w", hostname, req.URL.Path, ctx.Err())
+		return nil, fmt.Errorf("waiting for %s to answer %s: %w", n.hostname, req.URL.Path, ctx.Err())
 	}
 }
 

@@ -16,19 +16,20 @@ import (
 // Paths for [Tailnet.Fail] and [Tailnet.Calls]. Any other path of the HTTP
 // API may be used as well; the tailnet's name in it is always "-".
 const (
-	PathRegister      = "/machine/register"            // a device logs in
-	PathMap           = "/machine/map"                 // a device gets its netmap
-	PathSetDNS        = "/machine/set-dns"             // a device publishes an ACME challenge
-	PathToken         = "/api/v2/oauth/token"          //nolint:gosec // OAuth client credentials: a path, no secret
-	PathTokenExchange = "/api/v2/oauth/token-exchange" //nolint:gosec // workload identity federation: a path, no secret
-	PathKeys          = "/api/v2/tailnet/-/keys"       // auth keys
-	PathDevices       = "/api/v2/tailnet/-/devices"    // list of devices
-	PathDevice        = "/api/v2/device/"              // one device
-	PathAPI           = "/api/"                        // all of the HTTP API
-	PathACME          = "/acme/"                       // the whole certificate authority
-	PathACMEDirectory = "/acme/dir"                    // its directory, which every client reads first
-	PathACMENewOrder  = "/acme/order-plz"              // orders of certificates
-	PathACMEFinalize  = "/acme/finalize-order/"        // signing of certificates
+	PathRegister      = "/machine/register"              // a device logs in
+	PathMap           = "/machine/map"                   // a device gets its netmap
+	PathSetDNS        = "/machine/set-dns"               // a device publishes an ACME challenge
+	PathToken         = "/api/v2/oauth/token"            //nolint:gosec // OAuth client credentials: a path, no secret
+	PathTokenExchange = "/api/v2/oauth/token-exchange"   //nolint:gosec // workload identity federation: a path, no secret
+	PathKeys          = "/api/v2/tailnet/-/keys"         // auth keys
+	PathDevices       = "/api/v2/tailnet/-/devices"      // list of devices
+	PathDevice        = "/api/v2/device/"                // one device
+	PathServices      = "/api/v2/tailnet/-/vip-services" // Tailscale Services: all, or one when its name follows
+	PathAPI           = "/api/"                          // all of the HTTP API
+	PathACME          = "/acme/"                         // the whole certificate authority
+	PathACMEDirectory = "/acme/dir"                      // its directory, which every client reads first
+	PathACMENewOrder  = "/acme/order-plz"                // orders of certificates
+	PathACMEFinalize  = "/acme/finalize-order/"          // signing of certificates
 )
 
 // Fault is an error that a server of the tailnet makes on purpose.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"sync"
 	"time"
 
 	"tailscale.com/tailcfg"
@@ -86,9 +87,14 @@ func (t *Tailnet) stream(ctx context.Context, n *node, req *tailcfg.MapRequest, 
 		n.lastSeen = time.Now()
 		if n.stream == me {
 			n.stream = nil
+			n.adverts = nil // it may come back as another process
 		}
 	})
+	var follow sync.WaitGroup
+	follow.Go(func() { t.followAdverts(ctx, n) })
 	err := t.sendChanges(ctx, n, req, out)
+	cancel()
+	follow.Wait()
 	t.opts.Logf("stream of %s ends: %v", n.name, err)
 }
 

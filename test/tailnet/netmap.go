@@ -27,7 +27,7 @@ func (t *Tailnet) netmapLocked(n *node, now time.Time) *netmap {
 	nm := &netmap{
 		peers:    map[tailcfg.NodeID]*tailcfg.Node{},
 		profiles: map[tailcfg.UserID]tailcfg.UserProfile{},
-		dns:      &tailcfg.DNSConfig{Proxied: true, Domains: []string{t.opts.Domain}, CertDomains: t.certDomainsLocked(n)},
+		dns:      &tailcfg.DNSConfig{Proxied: true, Domains: []string{t.opts.Domain}, CertDomains: t.certDomainsLocked(n), ExtraRecords: t.serviceRecordsLocked(n)},
 		filter:   t.filterLocked(n),
 	}
 	add := func(n *node) *tailcfg.Node {
@@ -39,6 +39,7 @@ func (t *Tailnet) netmapLocked(n *node, now time.Time) *netmap {
 	}
 	nm.self = add(n)
 	nm.self.CapMap = t.capsLocked()
+	t.addHostedLocked(n, nm.self)
 	for _, p := range t.nodes {
 		if p == n || !t.visibleLocked(n, p) {
 			continue
@@ -50,6 +51,7 @@ func (t *Tailnet) netmapLocked(n *node, now time.Time) *netmap {
 			seen := p.lastSeen
 			peer.LastSeen = &seen
 		}
+		peer.AllowedIPs = append(slices.Clip(peer.AllowedIPs), t.activeAddrsLocked(n, p)...)
 		nm.peers[p.id] = peer
 	}
 	return nm
@@ -89,7 +91,13 @@ func (t *Tailnet) certDomainsLocked(n *node) []string {
 	if !t.https {
 		return nil
 	}
-	return []string{t.fqdn(n)}
+	domains := []string{t.fqdn(n)}
+	for _, s := range t.sortedServicesLocked() {
+		if t.hostsLocked(n, s) {
+			domains = append(domains, t.serviceFQDN(s))
+		}
+	}
+	return domains
 }
 
 // capsLocked are the attributes of every device. They switch off what would

@@ -38,7 +38,8 @@ type node struct {
 	homeDERP  int
 	hostinfo  *tailcfg.Hostinfo
 
-	stream  *mapStream // nil: offline
+	stream  *mapStream                   // nil: offline
+	adverts map[tailcfg.ServiceName]bool // Services it offers to be a host of
 	pings   []*tailcfg.PingRequest
 	removed bool
 }
@@ -52,14 +53,20 @@ func (n *node) stableID() tailcfg.StableNodeID {
 // addNodeLocked makes a device, with the next free addresses and number.
 func (t *Tailnet) addNodeLocked(machine key.MachinePublic, hostname string) *node {
 	t.lastID++
-	t.lastAddr = t.lastAddr.Next()
-	v4, v6 := t.lastAddr, tsaddr.Tailscale4To6(t.lastAddr)
-	n := &node{
-		id: t.lastID, machine: machine, created: time.Now(),
-		addrs: []netip.Prefix{netip.PrefixFrom(v4, 32), netip.PrefixFrom(v6, 128)},
-	}
+	n := &node{id: t.lastID, machine: machine, created: time.Now(), addrs: t.nextAddrsLocked()}
 	t.renameLocked(n, hostname)
 	return n
+}
+
+// nextAddrsLocked are an IPv4 and an IPv6 address that nothing had before.
+func (t *Tailnet) nextAddrsLocked() []netip.Prefix {
+	for {
+		t.lastAddr = t.lastAddr.Next()
+		v4, v6 := t.lastAddr, tsaddr.Tailscale4To6(t.lastAddr)
+		if !t.addrTakenLocked("", v4) && !t.addrTakenLocked("", v6) {
+			return []netip.Prefix{netip.PrefixFrom(v4, v4.BitLen()), netip.PrefixFrom(v6, v6.BitLen())}
+		}
+	}
 }
 
 // renameLocked gives n the name that its hostname asks for, with a number

@@ -18,7 +18,8 @@ import (
 //
 // Selectors are "*" (all), a login, "tag:x", "group:x" (see
 // [Tailnet.SetGroups]) and "host:x" (the device whose name's first label is
-// x).
+// x). Dst may also be "svc:x", a Tailscale Service: its addresses on its hosts.
+// ("*" has them as well, a tag of the Service does not.)
 type Grant struct {
 	Src []string `json:"src"`
 	Dst []string `json:"dst"`
@@ -90,6 +91,9 @@ func (g Grant) validate() error {
 		return fmt.Errorf("src %q and dst %q must both name something", g.Src, g.Dst)
 	}
 	for _, s := range slices.Concat(g.Src, g.Dst) {
+		if tailcfg.AsServiceName(s) != "" && !slices.Contains(g.Src, s) {
+			continue
+		}
 		if err := validateSelector(s); err != nil {
 			return err
 		}
@@ -112,7 +116,7 @@ func validateSelector(s string) error {
 	case kind == "tag":
 		return tailcfg.CheckTag(s)
 	}
-	return fmt.Errorf("selector %q: want *, a login with @, tag:x, group:x or host:x", s)
+	return fmt.Errorf("selector %q: want *, a login with @, tag:x, group:x, host:x or, as dst, svc:x", s)
 }
 
 // matchLocked reports whether a selector names n.
@@ -153,8 +157,8 @@ func (t *Tailnet) visibleLocked(a, b *node) bool {
 	}
 	return slices.ContainsFunc(t.policy.Grants, func(g Grant) bool {
 		return len(g.IP) > 0 &&
-			(t.matchAnyLocked(g.Src, a) && t.matchAnyLocked(g.Dst, b) ||
-				t.matchAnyLocked(g.Src, b) && t.matchAnyLocked(g.Dst, a))
+			(t.matchAnyLocked(g.Src, a) && len(t.destinationsLocked(g.Dst, b)) > 0 ||
+				t.matchAnyLocked(g.Src, b) && len(t.destinationsLocked(g.Dst, a)) > 0)
 	})
 }
 
@@ -166,7 +170,8 @@ func (t *Tailnet) filterLocked(n *node) []tailcfg.FilterRule {
 		rules = append(rules, tailcfg.FilterAllowAll...)
 	}
 	for _, g := range t.policy.Grants {
-		if !t.matchAnyLocked(g.Dst, n) {
+		dst := t.destinationsLocked(g.Dst, n)
+		if len(dst) == 0 {
 			continue
 		}
 		src := t.sourcesLocked(g.Src, n)
@@ -174,13 +179,28 @@ func (t *Tailnet) filterLocked(n *node) []tailcfg.FilterRule {
 			continue
 		}
 		if t.restrict {
-			rules = append(rules, portRules(src, n.addrs, g.IP)...)
+			rules = append(rules, portRules(src, dst, g.IP)...)
 		}
 		if len(g.App) > 0 {
-			rules = append(rules, tailcfg.FilterRule{SrcIPs: src, CapGrant: []tailcfg.CapGrant{{Dsts: n.addrs, CapMap: g.App}}})
+			rules = append(rules, tailcfg.FilterRule{SrcIPs: src, CapGrant: []tailcfg.CapGrant{{Dsts: dst, CapMap: g.App}}})
 		}
 	}
 	return rules
+}
+
+// destinationsLocked are the addresses of n that selectors name: its own, and
+// those of the Services that it is a host of.
+func (t *Tailnet) destinationsLocked(selectors []string, n *node) []netip.Prefix {
+	var dst []netip.Prefix
+	if t.matchAnyLocked(selectors, n) {
+		dst = append(dst, n.addrs...)
+	}
+	for _, s := range t.sortedServicesLocked() {
+		if namesService(selectors, s) && t.hostsLocked(n, s) {
+			dst = append(dst, s.addrs...)
+		}
+	}
+	return dst
 }
 
 // sourcesLocked are the addresses of the devices other than n that match.

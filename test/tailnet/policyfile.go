@@ -21,6 +21,41 @@ type Policy struct {
 	// TagOwners are logins, groups and tags that may give a tag to devices.
 	TagOwners map[string][]string `json:"tagOwners,omitempty"`
 	Grants    []Grant             `json:"grants,omitempty"`
+	// AutoApprovers say who may be a host of which Service without an
+	// administrator's word; see [Tailnet.SetAutoApprovers] for nil.
+	AutoApprovers *AutoApprovers `json:"autoApprovers,omitempty"`
+}
+
+// AutoApprovers are the part of a policy's autoApprovers that this package
+// knows.
+type AutoApprovers struct {
+	// Services are tags of hosts, by a Service's name ("svc:x") or one of its
+	// tags ("tag:x").
+	Services map[string][]string `json:"services,omitempty"`
+}
+
+func (a *AutoApprovers) validate() error {
+	if a == nil {
+		return nil
+	}
+	for what, tags := range a.Services {
+		if tailcfg.AsServiceName(what) == "" && tailcfg.CheckTag(what) != nil {
+			return fmt.Errorf("autoApprovers: %q is neither a Service (svc:x) nor a tag (tag:x)", what)
+		}
+		for _, tag := range tags {
+			if err := tailcfg.CheckTag(tag); err != nil {
+				return fmt.Errorf("autoApprovers of %s: %q: %w", what, tag, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (a *AutoApprovers) clone() *AutoApprovers {
+	if a == nil {
+		return nil
+	}
+	return &AutoApprovers{Services: cloneLists(a.Services)}
 }
 
 // ParsePolicy reads a policy file: JSON with comments and trailing commas.
@@ -39,7 +74,8 @@ func ParsePolicy(file []byte) (Policy, error) {
 	return p, p.validate()
 }
 
-// SetPolicy replaces groups, tag owners and grants at once.
+// SetPolicy replaces groups, tag owners, grants and automatic approvals at
+// once.
 func (t *Tailnet) SetPolicy(p Policy) error {
 	if err := p.validate(); err != nil {
 		return err
@@ -53,6 +89,9 @@ func (p Policy) validate() error {
 		return err
 	}
 	if err := validateTagOwners(p.TagOwners); err != nil {
+		return err
+	}
+	if err := p.AutoApprovers.validate(); err != nil {
 		return err
 	}
 	for i, g := range p.Grants {
@@ -69,7 +108,10 @@ func (p Policy) validate() error {
 }
 
 func (p Policy) clone() Policy {
-	return Policy{Groups: cloneLists(p.Groups), TagOwners: cloneLists(p.TagOwners), Grants: slices.Clone(p.Grants)}
+	return Policy{
+		Groups: cloneLists(p.Groups), TagOwners: cloneLists(p.TagOwners), Grants: slices.Clone(p.Grants),
+		AutoApprovers: p.AutoApprovers.clone(),
+	}
 }
 
 func cloneLists(m map[string][]string) map[string][]string {

@@ -68,10 +68,11 @@ type Tailnet struct {
 	policy   Policy
 	users    map[string]tailcfg.UserID // by login
 	nodes    map[key.NodePublic]*node  // by current key
-	lastID   tailcfg.NodeID            // never reused
-	lastAddr netip.Addr                // neither
-	c2n      map[string]chan<- []byte  // replies awaited, by token
-	devices  map[*Device]bool          // true: up
+	services map[tailcfg.ServiceName]*service
+	lastID   tailcfg.NodeID           // never reused
+	lastAddr netip.Addr               // neither
+	c2n      map[string]chan<- []byte // replies awaited, by token
+	devices  map[*Device]bool         // true: up
 
 	closeOnce sync.Once
 	closeErr  error
@@ -111,7 +112,7 @@ func Start(ctx context.Context, o Options) (_ *Tailnet, err error) {
 	t := &Tailnet{
 		opts: o, logs: logs, dir: dir, keys: newKeyStore(), faults: newFaultTable(),
 		lastAddr: netip.AddrFrom4([4]byte{100, 64, 0, 0}), changed: make(chan struct{}), https: !o.NoHTTPS, restrict: o.RestrictNetwork,
-		users: map[string]tailcfg.UserID{}, nodes: map[key.NodePublic]*node{},
+		users: map[string]tailcfg.UserID{}, nodes: map[key.NodePublic]*node{}, services: map[tailcfg.ServiceName]*service{},
 		c2n: map[string]chan<- []byte{}, devices: map[*Device]bool{},
 	}
 	t.api = newAPIServer(t)
@@ -198,6 +199,7 @@ func (t *Tailnet) change(f func()) {
 }
 
 func (t *Tailnet) bumpLocked() {
+	t.electLocked()
 	close(t.changed)
 	t.changed = make(chan struct{})
 }
