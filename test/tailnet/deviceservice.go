@@ -14,10 +14,10 @@ import (
 	"tailscale.com/tailcfg"
 )
 
-// WaitService waits until connections from this device to a Service, such as
+// WaitServiceHost waits until connections from this device to a Service, such as
 // "svc:kube", go to the host of this name, or ctx ends. An empty host means to
 // none: it has withdrawn, or the Service is gone.
-func (d *Device) WaitService(ctx context.Context, service, host string) error {
+func (d *Device) WaitServiceHost(ctx context.Context, service, host string) error {
 	var last error
 	name := tailcfg.ServiceName(service).WithoutPrefix() + "." + d.t.opts.Domain
 	var via string

@@ -32,21 +32,43 @@
 //     restricted, see [Options.RestrictNetwork].
 //   - Changes reach connected devices at once. Removal, expiry, logout and
 //     coming online are told to peers as the service tells them.
-//   - A device may get certificates for its own name, see [Tailnet.SetHTTPS].
-//   - The HTTP API has OAuth clients, workload identity federation, auth keys
-//     and devices. OAuth scopes are not checked.
+//   - A device may get certificates for its own name and for those of the
+//     Services that it is a host of, see [Tailnet.SetHTTPS].
+//   - Tailscale Services have a name and addresses that go to one of their
+//     hosts, see below.
+//   - The HTTP API has OAuth clients, workload identity federation, auth keys,
+//     devices and Services. OAuth scopes are not checked.
 //
 // There is no interactive login, device approval, tailnet lock, Funnel, SSH,
 // subnet router or exit node, and an ephemeral device is forgotten when it logs
 // out, not when it is silent for long. The root zone of DNS is not involved:
 // the authority asks a server of this package.
 //
+// # Services
+//
+// A Service is made by the HTTP API or [Tailnet.SetService]. Devices offer to be
+// its hosts by tsnet's ListenService, or by a serve configuration and
+// AdvertiseServices in their preferences. Tagged ones are approved by the
+// policy's autoApprovers, see [Tailnet.SetAutoApprovers], or one by one by
+// [Tailnet.SetServiceApproval]. An approved host learns the Service's addresses,
+// and may get certificates for its name; it stays approved when it withdraws.
+//
+// All clients are sent to the same host. It is another one's turn when that one
+// withdraws, goes offline or is no longer approved, and not before. Clients that
+// were connected to it have to connect again. The choice among several hosts by
+// distance, and the check that a host serves the Service's ports, are not
+// modeled. [Tailnet.WaitService] shows the control server's side of a change,
+// [Device.WaitServiceHost] that of a client.
+//
+// Grants for "svc:x" show in WhoIsForService and WhoIsForIP on the hosts, those
+// for the hosts themselves in WhoIs.
+//
 // # Faults
 //
 // [Tailnet.Fail] makes requests to any of the servers fail, a number of times
 // or until further notice, and [Tailnet.Calls] counts them. [Tailnet.Remove],
-// [Tailnet.Expire], [Tailnet.SetIdentity], [Tailnet.SetHTTPS] and
-// [Tailnet.StopControl] do what administrators and outages do.
+// [Tailnet.Expire], [Tailnet.SetIdentity], [Tailnet.SetHTTPS],
+// [Tailnet.DeleteService] and [Tailnet.StopControl] do what administrators and outages do.
 //
 // # Time
 //

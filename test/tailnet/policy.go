@@ -90,11 +90,13 @@ func (g Grant) validate() error {
 	if len(g.Src) == 0 || len(g.Dst) == 0 {
 		return fmt.Errorf("src %q and dst %q must both name something", g.Src, g.Dst)
 	}
-	for _, s := range slices.Concat(g.Src, g.Dst) {
-		if tailcfg.AsServiceName(s) != "" && !slices.Contains(g.Src, s) {
-			continue
-		}
+	for _, s := range g.Src {
 		if err := validateSelector(s); err != nil {
+			return err
+		}
+	}
+	for _, s := range g.Dst {
+		if err := validateSelector(s); err != nil && tailcfg.AsServiceName(s) == "" {
 			return err
 		}
 	}

@@ -60,6 +60,11 @@ func TestParsePolicyRefuses(t *testing.T) {
 		"no source":        {`{"grants": [{"dst": ["*"]}]}`, "src"},
 		"unknown protocol": {`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["gre:*"]}]}`, "gre"},
 		"no port":          {`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["https"]}]}`, "https"},
+		"Service as src":   {`{"grants": [{"src": ["svc:x"], "dst": ["*"]}]}`, "svc:x"},
+		"Service's name":   {`{"grants": [{"src": ["*"], "dst": ["svc:a.b"]}]}`, "svc:a.b"},
+		"approved":         {`{"autoApprovers": {"services": {"x": ["tag:a"]}}}`, `"x" is neither`},
+		"approver":         {`{"autoApprovers": {"services": {"svc:x": ["alice@example.com"]}}}`, "alice@example.com"},
+		"approved routes":  {`{"autoApprovers": {"routes": {}}}`, "routes"},
 		"range":            {`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["2-1"]}]}`, "2-1"},
 	} {
 		t.Run(name, func(t *testing.T) {

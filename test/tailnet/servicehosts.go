@@ -95,20 +95,22 @@ func (t *Tailnet) electLocked() {
 // when its stream does. A device tells a hash of its Services by itself, and
 // the Services when it is asked.
 func (t *Tailnet) followAdverts(ctx context.Context, n *node) {
-	known := ""
+	var seen *tailcfg.Hostinfo
+	hash := "" // of the last answer, which may be newer than what was seen
 	for {
 		t.mu.Lock()
-		changed, hash := t.changed, n.hostinfo.ServicesHash
+		changed, info := t.changed, n.hostinfo
 		t.mu.Unlock()
-		if hash != known {
-			adverts, err := t.askAdverts(ctx, n)
+		if info != seen && info.ServicesHash != hash {
+			answer, err := t.askServices(ctx, n)
 			if err == nil {
-				known = hash
-				t.change(func() { n.adverts = adverts })
+				hash = answer.ServicesHash
+				t.setAdverts(ctx, n, answer)
 			} else {
-				t.opts.Logf("asking %s for its services: %v", n.name, err)
+				t.opts.Logf("asking %s for its services: %v", info.Hostname, err)
 			}
 		}
+		seen = info
 		select {
 		case <-ctx.Done():
 			return
@@ -117,11 +119,27 @@ func (t *Tailnet) followAdverts(ctx context.Context, n *node) {
 	}
 }
 
-// advertsTimeout is how long a device may take to tell its Services.
-const advertsTimeout = 10 * time.Second
+// setAdverts notes what n advertises, unless ctx has ended: then another
+// stream's answers count.
+func (t *Tailnet) setAdverts(ctx context.Context, n *node, answer *tailcfg.C2NVIPServicesResponse) {
+	adverts := map[tailcfg.ServiceName]bool{}
+	for _, s := range answer.VIPServices {
+		if s.Active {
+			adverts[s.Name] = true
+		}
+	}
+	t.change(func() {
+		if ctx.Err() == nil {
+			n.adverts = adverts
+		}
+	})
+}
 
-func (t *Tailnet) askAdverts(ctx context.Context, n *node) (map[tailcfg.ServiceName]bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, advertsTimeout)
+// servicesTimeout is how long a device may take to tell its Services.
+const servicesTimeout = 10 * time.Second
+
+func (t *Tailnet) askServices(ctx context.Context, n *node) (*tailcfg.C2NVIPServicesResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, servicesTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://c2n/vip-services", nil)
 	if err != nil {
@@ -131,17 +149,11 @@ func (t *Tailnet) askAdverts(ctx context.Context, n *node) (map[tailcfg.ServiceN
 	if err != nil {
 		return nil, err
 	}
-	var answer tailcfg.C2NVIPServicesResponse
-	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
+	answer := &tailcfg.C2NVIPServicesResponse{}
+	if err := json.NewDecoder(res.Body).Decode(answer); err != nil {
 		return nil, fmt.Errorf("reading its answer, %s: %w", res.Status, err)
 	}
-	adverts := map[tailcfg.ServiceName]bool{}
-	for _, s := range answer.VIPServices {
-		if s.Active {
-			adverts[s.Name] = true
-		}
-	}
-	return adverts, nil
+	return answer, nil
 }
 
 // hostedLocked are the addresses of the Services that n is an approved host of.

@@ -82,7 +82,7 @@ func reach(t *testing.T, tn *tailnet.Tailnet, d *tailnet.Device, host string) st
 	t.Helper()
 	waitService(t, tn, func(s tailnet.ServiceStatus) bool { return s.Active == host })
 	ctx := testContext(t)
-	if err := d.WaitService(ctx, serviceName, host); err != nil {
+	if err := d.WaitServiceHost(ctx, serviceName, host); err != nil {
 		t.Fatal(err)
 	}
 	d.HTTPClient().CloseIdleConnections()
@@ -119,7 +119,7 @@ func TestServiceFailover(t *testing.T) {
 	if err := tn.DeleteService(serviceName); err != nil {
 		t.Fatal(err)
 	}
-	if err := laptop.WaitService(testContext(t), serviceName, ""); err != nil {
+	if err := laptop.WaitServiceHost(testContext(t), serviceName, ""); err != nil {
 		t.Fatal(err)
 	}
 	short, cancel := context.WithTimeout(testContext(t), time.Second)

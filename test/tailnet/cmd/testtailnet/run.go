@@ -45,7 +45,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	f.BoolVar(&c.tailnet.NoHTTPS, "no-https", false, "start no certificate authority")
 	f.DurationVar(&c.tailnet.CertificateValidity, "certificate-validity", 0, "life of certificates (default: 90 days)")
 	f.BoolVar(&c.tailnet.RestrictNetwork, "restrict-network", false, "let packets pass only where a grant with ip allows them")
-	f.StringVar(&c.policy, "policy", "", "policy `file` with groups, tagOwners and grants")
+	f.StringVar(&c.policy, "policy", "", "policy `file` with groups, tagOwners, grants and autoApprovers")
 	f.Func("user", "`login` to make an auth key for; may be repeated", func(s string) error {
 		c.keys = append(c.keys, tailnet.Identity{Login: s})
 		return nil
