@@ -139,11 +139,31 @@ stringData:
 
 // TestManifests compares the static manifests with the chart.
 func TestManifests(t *testing.T) {
-	golden(t, root+"/manifests/operator.yaml", manifestHeader+operatorHeader+manifest(t,
-		[]string{"deployment", "role", "rolebinding", "serviceaccount"}, "--set", "oauth.secretName=operator-oauth"))
+	golden(t, root+"/manifests/operator.yaml", manifestHeader+operatorHeader+definitions(t)+manifest(t, []string{
+		"controllers-clusterrole", "controllers-clusterrolebinding", "controllers-events-role", "controllers-events-rolebinding",
+		"controllers-role", "controllers-rolebinding", "deployment", "role", "rolebinding", "serviceaccount", "state-secret", "workloads-configmap",
+	}, "--set", "oauth.secretName=operator-oauth"))
 	golden(t, root+"/manifests/authproxy-rbac.yaml", manifestHeader+manifest(t,
 		[]string{"authproxy-clusterrole", "authproxy-clusterrolebinding", "authproxy-role", "authproxy-rolebinding", "authproxy-serviceaccount"},
 		"--set", "apiServerProxyConfig.mode=true"))
+}
+
+// definitions returns the CustomResourceDefinitions.
+func definitions(t *testing.T) string {
+	t.Helper()
+	paths, err := filepath.Glob(chart + "/charts/crds/crds/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no CustomResourceDefinitions: %v", err)
+	}
+	var all strings.Builder
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+	}
+	return all.String()
 }
 
 // manifest renders templates for kubectl: nothing in it says that helm manages it.

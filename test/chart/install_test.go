@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/tailhelm/tailhelm/test/kubernetes"
 )
@@ -23,11 +24,12 @@ import (
 // rig is a cluster with what the chart's optional parts expect to be there.
 type rig struct {
 	*kubernetes.Cluster
+	monitoring string // kinds of Prometheus' operator that the cluster knows
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{kubernetes.New(t, kubernetes.Options{})}
+	r := &rig{Cluster: kubernetes.New(t, kubernetes.Options{}), monitoring: ",servicemonitors,podmonitors,prometheusrules"}
 	dir, err := moduleDir(t.Context(), "modules/prometheus-operator.mod", "github.com/prometheus-operator/prometheus-operator")
 	if err != nil {
 		t.Fatal(err)
@@ -81,9 +83,9 @@ func (r *rig) admit(t *testing.T, namespace string) {
 // left returns the names of all objects of a release that are still there.
 func (r *rig) left(t *testing.T, release string) []string {
 	t.Helper()
-	kinds := "deployments,secrets,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings," +
-		"networkpolicies,poddisruptionbudgets,servicemonitors,podmonitors,prometheusrules"
-	out := output(t, r.Kubectl(t.Context(), "get", kinds, "--all-namespaces", "--output=name", "--selector=app.kubernetes.io/instance="+release))
+	kinds := "proxygroups,proxyclasses,deployments,jobs,secrets,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings," +
+		"networkpolicies,poddisruptionbudgets" + r.monitoring
+	out := output(t, r.Kubectl(t.Context(), "get", kinds, "--all-namespaces", "--output=name", "--selector=app.kubernetes.io/component!=state,app.kubernetes.io/instance="+release)) // state is kept: see TestLeftAfterUninstall
 	return strings.Fields(out)
 }
 
@@ -210,7 +212,7 @@ func testPermissions(t *testing.T, r *rig) {
 		can, not map[string][]action
 	}{
 		"auth": {
-			[]string{"--set", "apiServerProxyConfig.mode=true"},
+			[]string{"--set", "apiServerProxyConfig.mode=true,controllers.enabled=false"},
 			map[string][]action{
 				operator:     append(own(), token(permissionsNamespace, "kube-apiserver-auth-proxy")),
 				impersonator: {impersonate("users", "alice@example.com"), impersonate("groups", "readers")},
@@ -223,19 +225,33 @@ func testPermissions(t *testing.T, r *rig) {
 			},
 		},
 		"limited": {
-			[]string{"--values", exampleFiles(t)["access-bindings"], "--set", "apiServerProxyConfig.impersonation.users={alice@example.com}"},
+			[]string{"--values", exampleFiles(t)["access-bindings"], "--set", "apiServerProxyConfig.impersonation.users={alice@example.com},controllers.enabled=false"},
 			map[string][]action{impersonator: {impersonate("users", "alice@example.com"), impersonate("groups", "developers"), impersonate("groups", "tag:ci")}},
 			map[string][]action{impersonator: {impersonate("users", "bob@example.com"), impersonate("groups", "system:masters"), impersonate("groups", "others"), impersonate("users", "")}},
 		},
 		"allowImpersonation": {
-			[]string{"--set", "apiServerProxyConfig.allowImpersonation=true"},
+			[]string{"--set", "apiServerProxyConfig.allowImpersonation=true,controllers.enabled=false"},
 			map[string][]action{operator: own(), impersonator: {impersonate("users", "alice@example.com")}},
 			map[string][]action{operator: append(never(), token(permissionsNamespace, "kube-apiserver-auth-proxy"))},
 		},
 		"noauth": {
-			[]string{"--set", "apiServerProxyConfig.mode=noauth"},
+			[]string{"--set", "apiServerProxyConfig.mode=noauth,controllers.enabled=false"},
 			map[string][]action{operator: own()},
 			map[string][]action{operator: append(never(), token(permissionsNamespace, "kube-apiserver-auth-proxy")), impersonator: {impersonate("users", "alice@example.com"), impersonate("groups", "readers")}},
+		},
+		"controllers": {
+			[]string{"--set", "apiServerProxyConfig.allowImpersonation=true"},
+			map[string][]action{operator: append(controllers(), token(permissionsNamespace, "kube-apiserver-auth-proxy"))},
+			map[string][]action{
+				operator:     append(neverControllers(), impersonate("users", "alice@example.com"), impersonate("groups", "readers")),
+				impersonator: append(never(), controllers()...),
+			},
+		},
+		"controllers without impersonation and definitions": {
+			[]string{"--set", "installCRDs=false"},
+			map[string][]action{operator: controllers()},
+			map[string][]action{operator: append(neverControllers(), token(permissionsNamespace, "kube-apiserver-auth-proxy"),
+				action{Verb: "patch", Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions", Name: "proxygroups.tailscale.com"})},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -262,33 +278,81 @@ func impersonate(resource, name string) action {
 	return action{Verb: "impersonate", Resource: resource, Name: name}
 }
 
-// own is what the operator needs: its state, and events.
+// own is what the operator needs without controllers: its state.
 func own() []action {
 	const ns = permissionsNamespace
 	return []action{
 		{Verb: "get", Resource: "secrets", Namespace: ns, Name: "operator"},
-		{Verb: "update", Resource: "secrets", Namespace: ns, Name: "operator"},
 		{Verb: "patch", Resource: "secrets", Namespace: ns, Name: "operator"},
-		{Verb: "create", Resource: "secrets", Namespace: ns},
-		{Verb: "create", Resource: "events", Namespace: ns},
-		{Verb: "patch", Resource: "events", Namespace: ns},
 	}
 }
 
-// never is what neither ServiceAccount may do.
+// controllers is what the operator needs for ProxyGroups, besides its state.
+func controllers() []action {
+	const ns = permissionsNamespace
+	actions := []action{
+		{Verb: "patch", Group: "tailscale.com", Resource: "proxygroups", Name: "a"},
+		{Verb: "patch", Group: "tailscale.com", Resource: "proxygroups", Subresource: "status", Name: "a"},
+		{Verb: "patch", Group: "tailscale.com", Resource: "proxyclasses", Subresource: "status", Name: "a"},
+		{Verb: "update", Group: "tailscale.com", Resource: "proxygroups", Subresource: "finalizers", Name: "a"},
+		{Verb: "get", Resource: "namespaces", Name: "kube-system"},
+		{Verb: "create", Group: "events.k8s.io", Resource: "events", Namespace: "default"},
+		{Verb: "create", Resource: "events", Namespace: ns},
+		{Verb: "update", Resource: "secrets", Namespace: ns, Name: "a-0"},
+		{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: ns, Name: "operator"},
+	}
+	for _, verb := range []string{"get", "list", "watch"} {
+		actions = append(actions, action{Verb: verb, Resource: "nodes"}, action{Verb: verb, Resource: "pods", Namespace: ns},
+			action{Verb: verb, Group: "tailscale.com", Resource: "proxygroups"}, action{Verb: verb, Group: "tailscale.com", Resource: "proxyclasses"})
+	}
+	for _, verb := range []string{"get", "list", "watch", "create", "patch", "delete"} {
+		for resource, group := range map[string]string{
+			"secrets": "", "serviceaccounts": "", "services": "", "statefulsets": "apps", "poddisruptionbudgets": "policy", "networkpolicies": "networking.k8s.io",
+			"servicemonitors": "monitoring.coreos.com", "roles": "rbac.authorization.k8s.io", "rolebindings": "rbac.authorization.k8s.io", "leases": "coordination.k8s.io",
+		} {
+			actions = append(actions, action{Verb: verb, Group: group, Resource: resource, Namespace: ns})
+		}
+	}
+	return actions
+}
+
+// never is what neither ServiceAccount may do without controllers.
 func never() []action {
 	const ns = permissionsNamespace
-	return []action{
-		{Verb: "*", Group: "*", Resource: "*"},
+	return append(neverControllers(), []action{
 		{Verb: "get", Resource: "secrets", Namespace: ns, Name: "operator-oauth"},
 		{Verb: "list", Resource: "secrets", Namespace: ns},
 		{Verb: "watch", Resource: "secrets", Namespace: ns},
+		{Verb: "create", Resource: "secrets", Namespace: ns},
+		{Verb: "update", Resource: "secrets", Namespace: ns, Name: "operator"},
 		{Verb: "delete", Resource: "secrets", Namespace: ns, Name: "operator"},
+		{Verb: "create", Resource: "events", Namespace: ns},
+		{Verb: "list", Resource: "nodes"},
+		{Verb: "get", Group: "tailscale.com", Resource: "proxygroups", Name: "a"},
+		{Verb: "create", Group: "apps", Resource: "statefulsets", Namespace: ns},
+		{Verb: "get", Group: "coordination.k8s.io", Resource: "leases", Namespace: ns, Name: "operator"},
+	}...)
+}
+
+// neverControllers is what no ServiceAccount may do.
+func neverControllers() []action {
+	const ns = permissionsNamespace
+	return []action{
+		{Verb: "*", Group: "*", Resource: "*"},
 		{Verb: "get", Resource: "secrets", Namespace: "kube-system", Name: "operator"},
 		{Verb: "create", Resource: "secrets", Namespace: "kube-system"},
+		{Verb: "delete", Group: "tailscale.com", Resource: "proxygroups", Name: "a"},
+		{Verb: "get", Resource: "namespaces", Name: "default"},
+		{Verb: "create", Group: "apps", Resource: "statefulsets", Namespace: "kube-system"},
+		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "roles", Namespace: "kube-system"},
+		{Verb: "create", Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions"},
+		{Verb: "delete", Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions", Name: "proxygroups.tailscale.com"},
+		{Verb: "patch", Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions", Name: "servicemonitors.monitoring.coreos.com"},
+		{Verb: "get", Resource: "events", Namespace: "default"},
+		{Verb: "escalate", Group: "rbac.authorization.k8s.io", Resource: "roles", Namespace: ns},
+		{Verb: "bind", Group: "rbac.authorization.k8s.io", Resource: "roles", Namespace: ns},
 		{Verb: "create", Resource: "pods", Namespace: ns},
 		{Verb: "create", Resource: "pods", Subresource: "exec", Namespace: ns},
-		{Verb: "list", Resource: "nodes"},
 		token(ns, "default"),
 		token("kube-system", "kube-apiserver-auth-proxy"),
 		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterrolebindings"},
@@ -301,18 +365,32 @@ func never() []action {
 
 // TestLeftAfterUninstall keeps what the documentation says of the state Secret true.
 func TestLeftAfterUninstall(t *testing.T) {
-	r := &rig{kubernetes.New(t, kubernetes.Options{})}
+	r := &rig{Cluster: kubernetes.New(t, kubernetes.Options{})}
 	r.namespace(t, "state")
 	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=true"))
-	// As the operator makes it.
-	_, err := r.Client().CoreV1().Secrets("state").Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator"}}, metav1.CreateOptions{})
-	if err != nil {
+	// As the operator does.
+	secrets := r.Client().CoreV1().Secrets("state")
+	if _, err := secrets.Patch(t.Context(), "operator", types.MergePatchType, []byte(`{"data": {"_machinekey": "YQ=="}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	mustRun(t, r.Helm(t.Context(), "uninstall", "state", "--namespace", "state"))
-	if _, err := r.Client().CoreV1().Secrets("state").Get(t.Context(), "operator", metav1.GetOptions{}); err != nil {
-		t.Errorf("the device's state is gone: %v", err)
+	check := func(after string) {
+		t.Helper()
+		secret, err := secrets.Get(t.Context(), "operator", metav1.GetOptions{})
+		if err != nil || string(secret.Data["_machinekey"]) != "a" {
+			t.Fatalf("the device's state is gone after %s: %v, %v", after, secret, err)
+		}
 	}
+	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=noauth"))
+	check("an upgrade")
+	mustRun(t, r.Helm(t.Context(), "uninstall", "state", "--namespace", "state"))
+	check("uninstalling")
+	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=noauth"))
+	check("installing again")
+	mustRun(t, r.Helm(t.Context(), "uninstall", "state", "--namespace", "state"))
+	mustRun(t, r.upgrade(t.Context(), "other", "state", "--set", "apiServerProxyConfig.mode=noauth"))
+	check("installing a release of another name")
+	mustRun(t, r.Helm(t.Context(), "uninstall", "other", "--namespace", "state"))
+	check("uninstalling that")
 	if _, err := r.Client().CoreV1().ServiceAccounts("state").Get(t.Context(), "operator", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the ServiceAccount is still there: %v", err)
 	}

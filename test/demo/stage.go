@@ -108,6 +108,7 @@ func (s *stage) install(ctx context.Context) error {
 		"--set-string", "apiServerProxyConfig.mode=true",
 		"--set-string", "operatorConfig.hostname="+hostname,
 		"--set", "loginServer="+s.tailnet.URL(),
+		"--set", "controllers.enabled=false", // the proxy in the pod alone
 	).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("helm: %w\n%s", err, out)

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command schemas makes JSON schemas of Kubernetes' types from the OpenAPI
-// description that comes with the module k8s.io/kubernetes, so that nothing has to
-// be fetched from elsewhere:
+// description that comes with the module k8s.io/kubernetes, and of this project's custom
+// resources, so that nothing has to be fetched from elsewhere:
 //
 //	schemas -kubeconform DIR    a strict schema per kind, as kubeconform wants them
 //	schemas -values FILE        fill in the definitions that a values.schema.json refers to
@@ -58,7 +58,7 @@ func run(ctx context.Context, kubeconform, values string) error {
 	return nil
 }
 
-// kubernetes returns the definitions of Kubernetes' types, made strict.
+// kubernetes returns the definitions of Kubernetes' types and of our own, made strict.
 func kubernetes(ctx context.Context) (object, error) {
 	out, err := exec.CommandContext(ctx, "go", "mod", "download", "-json", "-modfile="+module, "k8s.io/kubernetes").Output()
 	if err != nil {
@@ -78,6 +78,9 @@ func kubernetes(ctx context.Context) (object, error) {
 	for _, name := range []string{"io.k8s.apimachinery.pkg.api.resource.Quantity", "io.k8s.apimachinery.pkg.util.intstr.IntOrString"} {
 		// OpenAPI calls them strings; YAML has numbers, too.
 		swagger.Definitions[name] = object{"type": []any{"string", "number"}}
+	}
+	if err := addCustom(swagger.Definitions); err != nil {
+		return nil, err
 	}
 	return swagger.Definitions, nil
 }
@@ -131,6 +134,12 @@ func writeKinds(dir string, definitions object) error {
 		return err
 	}
 	for name := range definitions {
+		if file := customFile(name); file != "" {
+			if err := write(filepath.Join(dir, file), object{"$ref": "_definitions.json#/definitions/" + name}); err != nil {
+				return err
+			}
+			continue
+		}
 		// io.k8s.api.<group>.<version>.<Kind>
 		parts := strings.Split(strings.TrimPrefix(name, "io.k8s.api."), ".")
 		if !strings.HasPrefix(name, "io.k8s.api.") || len(parts) != 3 {
@@ -157,7 +166,7 @@ func fill(path string, definitions object) error {
 	filled := object{}
 	own, _ := schema["definitions"].(object)
 	for name, definition := range own {
-		if !strings.HasPrefix(name, "io.k8s.") {
+		if !strings.HasPrefix(name, "io.k8s.") && !strings.HasPrefix(name, customPrefix) {
 			filled[name] = definition
 		}
 	}

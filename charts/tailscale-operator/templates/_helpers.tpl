@@ -41,6 +41,21 @@ separator that neither can contain, so that no two releases in a cluster collide
 {{- printf "tailscale-auth-proxy:%s:%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
 {{- end -}}
 
+{{/* Name of the cluster-scoped objects of the controllers. */}}
+{{- define "tailscale-operator.controllersName" -}}
+{{- printf "tailscale-operator:%s:%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
+{{- end -}}
+
+{{/* Name of the controllers' Role in the release's namespace. */}}
+{{- define "tailscale-operator.controllersRole" -}}
+{{- printf "%s-controllers" (include "tailscale-operator.fullname" .) -}}
+{{- end -}}
+
+{{/* What tells this operator from others in the cluster: on ProxyGroups that are its own. */}}
+{{- define "tailscale-operator.operatorName" -}}
+{{- printf "%s/%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
+{{- end -}}
+
 {{/* Name of a binding of access.bindings, from "root" and "name". */}}
 {{- define "tailscale-operator.bindingName" -}}
 {{- printf "tailscale-access:%s:%s:%s" (include "tailscale-operator.namespace" .root) (include "tailscale-operator.fullname" .root) .name -}}
@@ -114,6 +129,13 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* Not empty if the operator, or replicas by its leave, take tokens of the impersonator. */}}
+{{- define "tailscale-operator.usesImpersonator" -}}
+{{- if or (eq (include "tailscale-operator.mode" .) "true") (and .Values.controllers.enabled (include "tailscale-operator.impersonates" .)) -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{/* The --tls flag's word for tls.source. YAML reads a bare off as false. */}}
 {{- define "tailscale-operator.tls" -}}
 {{- $source := toString .Values.tls.source -}}
@@ -156,23 +178,63 @@ made it before, or will, as the static manifests have it.
 {{- .Values.oauth.secretName -}}
 {{- else if include "tailscale-operator.rendersOAuthSecret" . -}}
 {{- $made -}}
-{{- else if not (or (include "tailscale-operator.credentials" .) (eq (include "tailscale-operator.mode" .) "false")) -}}
+{{- else if include "tailscale-operator.credentials" . -}}
+{{- else if or .Values.controllers.enabled (ne (include "tailscale-operator.mode" .) "false") -}}
 {{- $made -}}
 {{- end -}}
 {{- end -}}
 
-{{/* The operator's image. A first part with a dot, a port or "localhost" is a registry. */}}
+{{/* The operator's image. */}}
 {{- define "tailscale-operator.image" -}}
-{{- $image := .Values.operatorConfig.image -}}
+{{- include "tailscale-operator.imageName" (dict "root" . "image" .Values.operatorConfig.image) -}}
+{{- end -}}
+
+{{/*
+Full name of an image, from "root" and "image". A first part with a dot, a port or "localhost"
+is a registry.
+*/}}
+{{- define "tailscale-operator.imageName" -}}
+{{- $image := .image -}}
 {{- $name := $image.repo | default $image.repository -}}
-{{- if .Values.imageRegistry -}}
+{{- with .root.Values.imageRegistry -}}
 {{- $name = regexReplaceAll "^(?:localhost|[^/]*[.:][^/]*)/" $name "" -}}
-{{- $name = printf "%s/%s" (trimSuffix "/" .Values.imageRegistry) $name -}}
+{{- $name = printf "%s/%s" (trimSuffix "/" .) $name -}}
 {{- end -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $name $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $name ($image.tag | default .Chart.AppVersion) -}}
+{{- printf "%s:%s" $name ($image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+What the templates of workloads begin with, before a ProxyClass: the value workloads, with what
+other values decide.
+*/}}
+{{- define "tailscale-operator.workloadDefaults" -}}
+{{- $w := .Values.workloads -}}
+{{- $image := .Values.operatorConfig.image -}}
+{{- if or $w.image.repository $w.image.tag $w.image.digest -}}
+{{- $image = dict "repository" ($w.image.repository | default $image.repo | default $image.repository) "tag" $w.image.tag "digest" $w.image.digest -}}
+{{- end -}}
+{{- $d := omit $w "image" -}}
+{{- $_ := set $d "image" (include "tailscale-operator.imageName" (dict "root" . "image" $image)) -}}
+{{- $_ := set $d "imagePullPolicy" ($w.image.pullPolicy | default .Values.operatorConfig.image.pullPolicy) -}}
+{{- $_ := set $d "imagePullSecrets" .Values.imagePullSecrets -}}
+{{- $_ := set $d "commonLabels" .Values.commonLabels -}}
+{{- $_ := set $d "networkPolicy" .Values.networkPolicy -}}
+{{- $_ := set $d "allowSystemMasters" (has "system:masters" .Values.apiServerProxyConfig.impersonation.groups) -}}
+{{- if include "tailscale-operator.openshift" . -}}
+{{- $_ := set $d "podSecurityContext" (omit $w.podSecurityContext "runAsUser" "runAsGroup" "fsGroup") -}}
+{{- $_ := set $d "securityContext" (omit $w.securityContext "runAsUser" "runAsGroup") -}}
+{{- end -}}
+{{- toYaml $d -}}
+{{- end -}}
+
+{{/* How long a replica may take to stop. */}}
+{{- define "tailscale-operator.workloadGracePeriod" -}}
+{{- with .Values.workloads -}}
+{{- .terminationGracePeriodSeconds | default (add .withdrawDelaySeconds .drainTimeoutSeconds 15) | int64 -}}
 {{- end -}}
 {{- end -}}
 
@@ -224,6 +286,8 @@ OPERATOR_SECRET: fullnameOverride
 OPERATOR_SERVICE_ACCOUNT_NAME: fullnameOverride
 POD_NAME: nothing, it is the pod's name
 POD_UID: nothing, it is the pod's UID
+PROXY_DEFAULT_CLASS: proxyConfig.defaultProxyClass
+PROXY_TAGS: proxyConfig.defaultTags
 TS_AUTHKEY: authKey.secretName
 {{- end -}}
 
@@ -231,14 +295,20 @@ TS_AUTHKEY: authKey.secretName
 {{- define "tailscale-operator.ownArgs" -}}
 allow-system-masters: apiServerProxyConfig.impersonation.groups
 auth-key-file: authKey.secretName
+controllers: controllers.enabled
 drain-timeout: operatorConfig.drainTimeoutSeconds
 id-token-file: oauth.audience
 impersonator: fullnameOverride
+install-crds: installCRDs
+leader-election-id: fullnameOverride
 metrics-address: metrics.port
+operator-name: fullnameOverride
+release: nothing, it is the release's name
 state-dir: nothing, it is a volume of the pod
 tls: tls.source
 tls-cert-file: tls.secretName
 tls-key-file: tls.secretName
+workloads-dir: nothing, it is a volume of the pod
 {{- end -}}
 
 {{/*
@@ -247,7 +317,6 @@ are the official chart's, for what is not part of this one.
 */}}
 {{- define "tailscale-operator.withoutEffect" -}}
 {{- $set := list -}}
-{{- if not .Values.installCRDs }}{{ $set = append $set "installCRDs" }}{{ end -}}
 {{- if .Values.operatorConfig.sharedACMEAccountKey }}{{ $set = append $set "operatorConfig.sharedACMEAccountKey" }}{{ end -}}
 {{- if ne .Values.ingressClass.name "tailscale" }}{{ $set = append $set "ingressClass.name" }}{{ end -}}
 {{- if not .Values.ingressClass.enabled }}{{ $set = append $set "ingressClass.enabled" }}{{ end -}}
@@ -255,8 +324,6 @@ are the official chart's, for what is not part of this one.
 {{- if .Values.proxyConfig.image.repo }}{{ $set = append $set "proxyConfig.image.repo" }}{{ end -}}
 {{- if .Values.proxyConfig.image.tag }}{{ $set = append $set "proxyConfig.image.tag" }}{{ end -}}
 {{- if .Values.proxyConfig.image.digest }}{{ $set = append $set "proxyConfig.image.digest" }}{{ end -}}
-{{- if ne .Values.proxyConfig.defaultTags "tag:k8s" }}{{ $set = append $set "proxyConfig.defaultTags" }}{{ end -}}
 {{- if ne .Values.proxyConfig.firewallMode "auto" }}{{ $set = append $set "proxyConfig.firewallMode" }}{{ end -}}
-{{- if .Values.proxyConfig.defaultProxyClass }}{{ $set = append $set "proxyConfig.defaultProxyClass" }}{{ end -}}
 {{- toYaml $set -}}
 {{- end -}}

@@ -1,0 +1,49 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package chart
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/tailhelm/tailhelm/test/kubernetes"
+)
+
+// TestCustomResources installs ProxyGroups into a cluster that never heard of them.
+func TestCustomResources(t *testing.T) {
+	r := &rig{Cluster: kubernetes.New(t, kubernetes.Options{})}
+	r.namespace(t, "first")
+	r.namespace(t, "second")
+	example := exampleFiles(t)["ha-auth"]
+
+	mustRun(t, r.upgrade(t.Context(), "plain", "first", "--set", "installCRDs=false,fullnameOverride=plain"))
+	out, err := r.upgrade(t.Context(), "plain", "first", "--values", example, "--set", "installCRDs=false,fullnameOverride=plain").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "helm show crds <this chart> | kubectl apply --server-side --filename -") {
+		t.Errorf("an upgrade to ProxyGroups without their definitions: %v\n%s", err, out)
+	}
+	mustRun(t, r.Helm(t.Context(), "uninstall", "plain", "--namespace", "first"))
+
+	// The first installation brings definitions and objects of them at once.
+	mustRun(t, r.upgrade(t.Context(), "first", "first", "--values", example))
+	if got := output(t, r.Kubectl(t.Context(), "get", "proxygroup", "my-cluster", "--output=jsonpath={.metadata.annotations.tailscale\\.com/operator}")); got != "first/operator" {
+		t.Errorf("the ProxyGroup's operator is %q", got)
+	}
+	// The second finds them there, and takes nothing along when it goes.
+	mustRun(t, r.upgrade(t.Context(), "second", "second"))
+	mustRun(t, r.Helm(t.Context(), "uninstall", "second", "--namespace", "second"))
+	mustRun(t, r.Kubectl(t.Context(), "get", "proxygroup", "my-cluster"))
+	mustRun(t, r.Helm(t.Context(), "uninstall", "first", "--namespace", "first"))
+	if left := r.left(t, "first"); len(left) > 0 {
+		t.Errorf("left after helm uninstall: %v", left)
+	}
+	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com"))
+
+	// What validate.yaml tells people to run.
+	mustRun(t, r.Kubectl(t.Context(), "delete", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com"))
+	definitions := output(t, r.Helm(t.Context(), "show", "crds", chart))
+	apply := r.Kubectl(t.Context(), "apply", "--server-side", "--filename", "-")
+	apply.Stdin = strings.NewReader(definitions)
+	mustRun(t, apply)
+	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com"))
+}
