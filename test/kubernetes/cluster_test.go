@@ -128,8 +128,8 @@ func echo(t *testing.T, name string) (*Cluster, *Kubelet) {
 func TestVersion(t *testing.T) {
 	c, _ := sharedCluster(t)
 	out := must(t, c, "version")
-	if n := strings.Count(out, version); n != 2 {
-		t.Errorf("%s is there %d times, want client and server:\n%s", version, n, out)
+	if n := strings.Count(out, Version); n != 2 {
+		t.Errorf("%s is there %d times, want client and server:\n%s", Version, n, out)
 	}
 }
 

@@ -72,7 +72,7 @@ func (c *Cluster) startKubelet(ctx context.Context, o KubeletOptions) (*Kubelet,
 	k, err := kubelet.Start(ctx, kubelet.Options{
 		Name:        o.Name,
 		Labels:      o.Labels,
-		Version:     version,
+		Version:     Version,
 		Config:      config,
 		Certificate: certificate,
 		ClientCAs:   c.ca.pool(),

@@ -12,8 +12,8 @@ import (
 	"github.com/tailhelm/tailhelm/test/binary"
 )
 
-// version is the release of Kubernetes, which modules/kubernetes.mod pins.
-const version = "v1.36.3"
+// Version is the release of Kubernetes, which modules/kubernetes.mod pins.
+const Version = "v1.36.3"
 
 // The modules are go.mod and go.sum files; package binary says how to update them.
 var (
@@ -54,13 +54,13 @@ var (
 func kubernetesProgram(name, duration string) binary.Program {
 	// A build from modules knows no version by itself, and clients read the server's.
 	const pkg = "k8s.io/component-base/version"
-	number := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	number := strings.SplitN(strings.TrimPrefix(Version, "v"), ".", 3)
 	flags := []string{
 		"-s", "-w",
-		"-X " + pkg + ".gitVersion=" + version,
+		"-X " + pkg + ".gitVersion=" + Version,
 		"-X " + pkg + ".gitMajor=" + number[0],
 		"-X " + pkg + ".gitMinor=" + number[1],
-		"-X k8s.io/client-go/pkg/version.gitVersion=" + version,
+		"-X k8s.io/client-go/pkg/version.gitVersion=" + Version,
 	}
 	return binary.Program{
 		Module:   binary.Module{Name: "kubernetes", Mod: kubernetesMod, Sum: kubernetesSum},
@@ -84,6 +84,17 @@ func Build(ctx context.Context, o Options) error {
 		}
 	}
 	return nil
+}
+
+// ProgramPath is the path of a pinned program by its name, which is built if need be: etcd,
+// helm, or any of Kubernetes' own that modules/kubernetes.mod names as a tool.
+func ProgramPath(ctx context.Context, name string) (string, error) {
+	for _, p := range []binary.Program{etcd, helm, kubeAPIServer, kubeControllerManager, kubectl} {
+		if p.Name() == name {
+			return binary.Build(ctx, p)
+		}
+	}
+	return binary.Build(ctx, kubernetesProgram(name, "about 1 minute on 2 cores"))
 }
 
 // KubectlPath is the path of the pinned kubectl, which is built if need be.
