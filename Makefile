@@ -105,6 +105,30 @@ chart-generate: $(CHART_TOOLS) ## Write anew what is made from the chart
 package: ## Write the chart's archive to .bin/package: the same bytes for the same files
 	$(PURE) go run -trimpath ./tools/package -chart $(CHART) -to $(BIN)/package
 
+# The image's name, as the chart has it by default.
+IMAGE ?= ghcr.io/tailhelm/tailhelm:$(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' $(CHART)/Chart.yaml)
+
+# Architectures of the images, and where they go.
+ARCHITECTURES ?= amd64 arm64
+IMAGES ?= $(BIN)/images
+
+.PHONY: images
+images: $(BIN)/images-tool ## Write the container images for amd64 and arm64 to .bin/images, reproducibly
+	@mkdir -p $(IMAGES)
+	@set -e; for arch in $(ARCHITECTURES); do \
+		$(PURE) GOOS=linux GOARCH=$$arch go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o $(IMAGES)/tailhelm-$$arch ./cmd/tailhelm; \
+	done
+	$(BIN)/images-tool -program $(IMAGES)/tailhelm -name $(IMAGE) -version $(VERSION) -to $(IMAGES) $(ARCHITECTURES)
+
+$(BIN)/images-tool: $(wildcard tools/images/*)
+	$(PURE) go -C tools/images build -trimpath -o "$(CURDIR)/$@" .
+
+.PHONY: kind-node-image
+kind-node-image: ## Build kind's node image where no container registry is reachable (needs Docker and root)
+	@mkdir -p $(BIN)
+	$(PURE) go run -trimpath ./test/kubernetes/nodeimage > $(BIN)/kind-node-image.new
+	@mv $(BIN)/kind-node-image.new $(BIN)/kind-node-image && cat $(BIN)/kind-node-image
+
 .PHONY: demo
 demo: ## Real kubectl processes reach a real kube-apiserver (HOLD=1 keeps it up)
 	$(PURE) go build -trimpath -o $(BIN)/demo ./test/demo
