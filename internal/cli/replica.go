@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"tailscale.com/tailcfg"
@@ -104,9 +103,6 @@ func (o *replicaOptions) endpoints() ([]netip.AddrPort, error) {
 // replica is what a replica of a ProxyGroup does besides serving.
 type replica struct {
 	service       *tailnet.Service
-	node          *tailnet.Node
-	state         *tailnet.SecretStore
-	podUID        string
 	withdrawDelay time.Duration
 }
 
@@ -154,7 +150,8 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 		certs: hosted.SharedCertificates(tailnet.SharedConfig{
 			Client: client, Namespace: r.namespace, Secret: r.tlsSecret, Lease: r.lease, Identity: o.hostname, Log: config.Log,
 		}),
-		replica: &replica{service: hosted, node: node, state: state, podUID: env("POD_UID"), withdrawDelay: r.withdrawDelay},
+		state: state, podUID: env("POD_UID"),
+		replica: &replica{service: hosted, withdrawDelay: r.withdrawDelay},
 	}, nil
 }
 
@@ -167,8 +164,7 @@ func (o *replicaOptions) upstream(mode apiproxy.Mode, cluster *rest.Config, clie
 	return rest.AnonymousClientConfig(cluster)
 }
 
-// run hosts the Service as soon as everything else is ready, and keeps the operator
-// informed, until ctx is done.
+// run hosts the Service as soon as everything else is ready, until ctx is done.
 func (r *replica) run(ctx context.Context, checks []health.Check) error {
 	others := make([]health.Check, 0, len(checks))
 	for _, c := range checks {
@@ -176,19 +172,12 @@ func (r *replica) run(ctx context.Context, checks []health.Check) error {
 			others = append(others, c)
 		}
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		return r.service.Run(ctx, func(ctx context.Context) error {
-			for name, why := range health.Failing(ctx, others...) {
-				return fmt.Errorf("%s: %s", name, why)
-			}
-			return nil
-		})
+	return r.service.Run(ctx, func(ctx context.Context) error {
+		for name, why := range health.Failing(ctx, others...) {
+			return fmt.Errorf("%s: %s", name, why)
+		}
+		return nil
 	})
-	group.Go(func() error {
-		return r.node.Report(ctx, r.state, r.podUID, func(ctx context.Context) map[string]string { return health.Failing(ctx, checks...) })
-	})
-	return group.Wait()
 }
 
 // withdraw sends clients to other hosts of the Service, and gives them the time to
@@ -205,4 +194,3 @@ func (r *replica) withdraw(ctx context.Context) error {
 	}
 	return nil
 }
-

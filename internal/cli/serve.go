@@ -61,8 +61,11 @@ type service struct {
 	node          *tailnet.Node
 	certs         certificates // nil: no TLS
 	replica       *replica     // nil: the node serves on its own name
-	controllers   bool         // whether their metrics are to be served, too
-	log           *slog.Logger
+	// state is the Secret with the node's state, or nil when that is elsewhere, and
+	// podUID the pod that this process is.
+	state  *tailnet.SecretStore
+	podUID string
+	log    *slog.Logger
 
 	proxy     *apiproxy.Proxy
 	registry  *prometheus.Registry
@@ -115,8 +118,14 @@ func (s *service) run(ctx context.Context) error {
 	if s.certs != nil {
 		group.Go(func() error { return s.certs.Run(life) })
 	}
+	checks := s.checks()
+	if s.state != nil {
+		group.Go(func() error {
+			return s.node.Report(life, s.state, s.podUID, func(ctx context.Context) map[string]string { return health.Failing(ctx, checks...) })
+		})
+	}
 	if s.replica != nil {
-		group.Go(func() error { return s.replica.run(life, s.checks()) })
+		group.Go(func() error { return s.replica.run(life, checks) })
 	}
 	group.Go(func() error {
 		defer end()
@@ -196,21 +205,17 @@ func (s *service) checks() []health.Check {
 
 // serveHealth serves /livez, /readyz and /metrics for the pod until ctx is done.
 func (s *service) serveHealth(ctx context.Context, l net.Listener) error {
-	var metrics prometheus.Gatherer = s.registry
-	if s.controllers {
-		metrics = withControllers(metrics)
-	}
-	return serveHealth(ctx, s.log, l, metrics, s.checks()...)
+	return serveHealth(ctx, s.log, l, s.registry, s.checks()...)
 }
 
-func serveHealth(ctx context.Context, log *slog.Logger, l net.Listener, metrics prometheus.Gatherer, checks ...health.Check) error {
+func serveHealth(ctx context.Context, log *slog.Logger, l net.Listener, registry *prometheus.Registry, checks ...health.Check) error {
 	live, ready := health.Handler("livez", health.Check{Name: "ping", Check: func(context.Context) error { return nil }}), health.Handler("readyz", checks...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /livez", live)
 	mux.Handle("GET /livez/{name}", live)
 	mux.Handle("GET /readyz", ready)
 	mux.Handle("GET /readyz/{name}", ready)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 	log.InfoContext(ctx, "serving health and metrics", "address", l.Addr().String())

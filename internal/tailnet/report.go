@@ -13,8 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// Keys of a replica's state Secret that are for the operator to read. All but the
-// last are those of Tailscale's own proxies.
+// Keys of a device's state Secret that are for others to read: the operator, which
+// looks after the devices of replicas, and people. All but the last are those of
+// Tailscale's own proxies.
 const (
 	// KeyDeviceID is the stable ID of the device.
 	KeyDeviceID = "device_id"
@@ -35,8 +36,7 @@ const (
 // reportInterval is how often the checks are asked for the report.
 const reportInterval = 2 * time.Second
 
-// Report keeps the operator informed, in the node's state Secret, until ctx is
-// done: which device this is, which pod runs it, and which checks fail.
+// Report tells in the node's state Secret how the node is, until ctx is done: which device this is, which pod runs it, and which checks fail.
 func (n *Node) Report(ctx context.Context, store *SecretStore, podUID string, failing func(context.Context) map[string]string) error {
 	written := map[string][]byte{}
 	wait.UntilWithContext(ctx, func(ctx context.Context) {

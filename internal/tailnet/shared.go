@@ -40,6 +40,10 @@ const (
 type SharedCertificates struct {
 	service *Service
 	config  SharedConfig
+	// domains are the names for which the tailnet issues the node certificates, and
+	// order gets one of them. They are Tailscale's code, but for tests.
+	domains func() []string
+	order   func(ctx context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error)
 	current atomic.Pointer[tls.Certificate]
 	failure atomic.Pointer[error]
 }
@@ -64,7 +68,12 @@ type SharedConfig struct {
 // SharedCertificates returns the certificates of the Service. They are obtained by
 // [SharedCertificates.Run].
 func (s *Service) SharedCertificates(config SharedConfig) *SharedCertificates {
-	return &SharedCertificates{service: s, config: config}
+	return &SharedCertificates{
+		service: s, config: config, domains: s.node.server.CertDomains,
+		order: func(ctx context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error) {
+			return s.node.client.CertPairWithValidity(ctx, domain, minValidity)
+		},
+	}
 }
 
 // GetCertificate returns the certificate, whatever name the client asks for. It errs
@@ -106,8 +115,13 @@ func (c *SharedCertificates) Run(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return c.follow(ctx) })
+	loaded := make(chan struct{})
+	group.Go(func() error { return c.follow(ctx, loaded) })
 	group.Go(func() error {
+		select {
+		case <-loaded: // or the certificate that there is would be ordered again
+		case <-ctx.Done():
+		}
 		for ctx.Err() == nil {
 			elector.Run(ctx) // returns when the Lease is lost, too
 		}
@@ -137,8 +151,9 @@ func (c *SharedCertificates) elector() (*leaderelection.LeaderElector, error) {
 	return elector, nil
 }
 
-// follow loads the Secret's certificate whenever it changes.
-func (c *SharedCertificates) follow(ctx context.Context) error {
+// follow loads the Secret's certificate whenever it changes. It closes loaded when it
+// has done so for the first time.
+func (c *SharedCertificates) follow(ctx context.Context, loaded chan<- struct{}) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(c.config.Client, 0,
 		informers.WithNamespace(c.config.Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -150,10 +165,14 @@ func (c *SharedCertificates) follow(ctx context.Context) error {
 		}
 	}
 	informer := factory.Core().V1().Secrets().Informer()
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: load, UpdateFunc: func(_, object any) { load(object) }}); err != nil {
+	handler, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: load, UpdateFunc: func(_, object any) { load(object) }})
+	if err != nil {
 		return fmt.Errorf("watching Secret %s/%s: %w", c.config.Namespace, c.config.Secret, err)
 	}
 	factory.StartWithContext(ctx)
+	if cache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
+		close(loaded)
+	}
 	<-ctx.Done()
 	factory.Shutdown()
 	return nil
@@ -214,7 +233,7 @@ func (c *SharedCertificates) renew(ctx context.Context) error {
 			return nil
 		}
 	}
-	switch domains := c.service.node.server.CertDomains(); {
+	switch domains := c.domains(); {
 	case len(domains) == 0:
 		return errHTTPSDisabled
 	case !slices.Contains(domains, domain):
@@ -222,7 +241,7 @@ func (c *SharedCertificates) renew(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
-	certPEM, keyPEM, err := c.service.node.client.CertPairWithValidity(ctx, domain, remaining)
+	certPEM, keyPEM, err := c.order(ctx, domain, remaining)
 	if err != nil {
 		return fmt.Errorf("the certificate for %s: %w", domain, err)
 	}

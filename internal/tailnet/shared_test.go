@@ -1,0 +1,202 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tailnet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/fake"
+	"tailscale.com/ipn"
+)
+
+const sharedDomain = "kube.tail1234.ts.net"
+
+// group is the replicas of a test and what they share.
+type group struct {
+	client kubernetes.Interface
+	life   time.Duration // of the certificates
+	fails  error         // of orders
+	orders []string      // the replicas that ordered, in order
+	minima []time.Duration
+}
+
+func newGroup(life time.Duration) *group {
+	return &group{life: life, client: fake.NewClientset(
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g-tls"}, Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": {}, "tls.key": {}}},
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g"}},
+	)}
+}
+
+// replica is one replica's certificates, running.
+type replicaCertificates struct {
+	*SharedCertificates
+	stop context.CancelFunc
+	done chan error
+}
+
+// start starts a replica on the tailnet.
+func (g *group) start(t *testing.T, name string, domains ...string) *replicaCertificates {
+	t.Helper()
+	n := newTestNode(nil, quiet)
+	n.status = status{state: ipn.Running, name: name + ".tail1234.ts.net"}
+	c := &SharedCertificates{
+		service: &Service{node: n, name: "svc:kube"},
+		config:  SharedConfig{Client: g.client, Namespace: "n", Secret: "g-tls", Lease: "g", Identity: name, Log: slog.New(slog.DiscardHandler)},
+		domains: func() []string { return domains },
+		order: func(_ context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error) {
+			g.orders, g.minima = append(g.orders, name), append(g.minima, minValidity)
+			if g.fails != nil {
+				return nil, nil, g.fails
+			}
+			cert, key := newPair(t, domain, time.Now(), time.Now().Add(g.life))
+			return []byte(cert), []byte(key), nil
+		},
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	r := &replicaCertificates{SharedCertificates: c, stop: stop, done: make(chan error, 1)}
+	go func() { r.done <- c.Run(ctx) }()
+	return r
+}
+
+// served returns the certificate that a client gets.
+func (r *replicaCertificates) served(t *testing.T) *tls.Certificate {
+	t.Helper()
+	cert, err := r.GetCertificate(&tls.ClientHelloInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// end stops a replica as the end of its process does.
+func (r *replicaCertificates) end(t *testing.T) {
+	t.Helper()
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Errorf("Run returns %v", err)
+	}
+}
+
+// One replica orders, all serve; when it ends, another renews in time.
+func TestSharedCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const life = 9 * time.Minute
+		g := newGroup(life)
+		a := g.start(t, "g-0", "g-0.tail1234.ts.net", sharedDomain)
+		time.Sleep(time.Second)
+		b := g.start(t, "g-1", sharedDomain)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if len(g.orders) != 1 || g.orders[0] != "g-0" {
+			t.Fatalf("orders of %v, want one of the first replica", g.orders)
+		}
+		first := a.served(t)
+		for _, r := range []*replicaCertificates{a, b} {
+			if err := r.Ready(t.Context()); err != nil || !r.served(t).Leaf.Equal(first.Leaf) || !r.Expiry().Equal(first.Leaf.NotAfter) {
+				t.Errorf("ready: %v, certificate %v", err, r.served(t).Leaf.DNSNames)
+			}
+		}
+
+		a.end(t)
+		time.Sleep(life * 2 / 3)
+		time.Sleep(life / 6)
+		synctest.Wait()
+		if len(g.orders) != 2 || g.orders[1] != "g-1" || g.minima[1] != life/3 {
+			t.Fatalf("orders of %v for validities of %v, want a renewal by the second replica, due in the last third", g.orders, g.minima)
+		}
+		if b.served(t).Leaf.Equal(first.Leaf) {
+			t.Error("the renewed certificate is not served")
+		}
+		b.end(t)
+	})
+}
+
+// A replica that starts when there is a good certificate orders none.
+func TestSharedCertificateIsReused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(9 * time.Minute)
+		for _, name := range []string{"g-0", "g-1"} {
+			r := g.start(t, name, sharedDomain)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if err := r.Ready(t.Context()); err != nil || len(g.orders) != 1 {
+				t.Errorf("%s is ready: %v; orders of %v, want one in all", name, err, g.orders)
+			}
+			r.end(t)
+		}
+	})
+}
+
+// A certificate for another name, as after a rename, is replaced, and not taken for
+// the Service's until then.
+func TestSharedCertificateForAnotherName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(9 * time.Minute)
+		g.fails = errors.New("no DNS")
+		other, key := newPair(t, "old.tail1234.ts.net", time.Now(), time.Now().Add(g.life))
+		if _, err := g.client.CoreV1().Secrets("n").Update(t.Context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g-tls"}, Data: map[string][]byte{"tls.crt": []byte(other), "tls.key": []byte(key)},
+		}, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r := g.start(t, "g-0", sharedDomain)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if err := r.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "old.tail1234.ts.net") || !strings.Contains(err.Error(), "no DNS") {
+			t.Errorf("ready: %v, want the other name and why there is no certificate for this one", err)
+		}
+		g.fails = nil
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := r.Ready(t.Context()); err != nil {
+			t.Errorf("not ready: %v", err)
+		}
+		r.end(t)
+	})
+}
+
+// What keeps the tailnet from issuing a certificate is told by the replica that
+// orders, and it goes on trying.
+func TestSharedCertificateFailures(t *testing.T) {
+	for name, tc := range map[string]struct {
+		domains []string
+		fails   error
+		want    string
+	}{
+		"HTTPS is off": {nil, nil, "enable HTTPS in its DNS settings"},
+		"no host":      {[]string{"g-0.tail1234.ts.net"}, nil, "autoApprovers.services"},
+		"ACME":         {[]string{sharedDomain}, errors.New("rate limited"), "the certificate for " + sharedDomain + ": rate limited"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGroup(9 * time.Minute)
+				g.fails = tc.fails
+				r := g.start(t, "g-0", tc.domains...)
+				waiting := g.start(t, "g-1", tc.domains...)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				ready := []error{r.Ready(t.Context()), waiting.Ready(t.Context())}
+				if !strings.Contains(errors.Join(ready...).Error(), tc.want) || !strings.Contains(errors.Join(ready...).Error(), "waiting for the replica that orders it") {
+					t.Errorf("ready: %v, want %q of one and that the other waits", ready, tc.want)
+				}
+				if n := len(g.orders); tc.fails != nil && (n < 2 || n > 6) {
+					t.Errorf("%d orders in a minute, want some, further and further apart", n)
+				}
+				r.end(t)
+				waiting.end(t)
+			})
+		})
+	}
+}
