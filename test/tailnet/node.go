@@ -39,7 +39,7 @@ type node struct {
 	hostinfo  *tailcfg.Hostinfo
 
 	stream  *mapStream                   // nil: offline
-	adverts map[tailcfg.ServiceName]bool // Services it offers to be a host of
+	adverts map[tailcfg.ServiceName]bool // Services that it has configured, and whether it advertises them
 	pings   []*tailcfg.PingRequest
 	removed bool
 }

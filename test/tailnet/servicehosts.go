@@ -77,7 +77,8 @@ func (t *Tailnet) electLocked() {
 	now, nodes := time.Now(), t.sortedLocked()
 	for _, s := range t.services {
 		for _, n := range nodes {
-			if n.adverts[s.name] {
+			// A device may be a host, and get a certificate, before clients are sent to it.
+			if _, configured := n.adverts[s.name]; configured {
 				s.known[n.id] = true
 			}
 		}
@@ -119,14 +120,12 @@ func (t *Tailnet) followAdverts(ctx context.Context, n *node) {
 	}
 }
 
-// setAdverts notes what n advertises, unless ctx has ended: then another
+// setAdverts notes what n has configured and advertises, unless ctx has ended: then another
 // stream's answers count.
 func (t *Tailnet) setAdverts(ctx context.Context, n *node, answer *tailcfg.C2NVIPServicesResponse) {
 	adverts := map[tailcfg.ServiceName]bool{}
 	for _, s := range answer.VIPServices {
-		if s.Active {
-			adverts[s.Name] = true
-		}
+		adverts[s.Name] = s.Active
 	}
 	t.change(func() {
 		if ctx.Err() == nil {

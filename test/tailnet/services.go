@@ -22,7 +22,7 @@ type service struct {
 	name  tailcfg.ServiceName
 	addrs []netip.Prefix // of Addrs in spec
 
-	known    map[tailcfg.NodeID]bool // devices that have advertised it
+	known    map[tailcfg.NodeID]bool // devices that have configured it
 	approval map[tailcfg.NodeID]bool // an administrator's word on them
 	active   *node                   // where clients are sent; nil: nowhere
 }
