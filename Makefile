@@ -84,11 +84,11 @@ lint-chart: $(CHART_TOOLS)
 	done
 	$(PURE) go run -trimpath ./tools/schemas -kubeconform $(BIN)/schemas
 	$(BIN)/kubeconform -strict -summary -skip CustomResourceDefinition,ServiceMonitor,PodMonitor,PrometheusRule \
-		-schema-location '$(CURDIR)/$(BIN)/schemas/{{.ResourceKind}}{{.KindSuffix}}.json' test/chart/testdata/golden manifests
+		-schema-location '$(CURDIR)/$(BIN)/schemas/{{.ResourceKind}}{{.KindSuffix}}.json' test/chart/testdata/golden test/chart/testdata/workloads manifests
 	$(BIN)/helm template operator $(CHART) --namespace tailscale --set apiServerProxyConfig.mode=true,metrics.prometheusRule.enabled=true \
 		| $(BIN)/alerts test/chart/testdata/alerts.yaml
 	@mkdir -p $(BIN)/generated
-	$(BIN)/helm-docs --log-level warning --chart-search-root $(CHART) --chart-to-generate $(CHART) --dry-run > $(BIN)/generated/README.md
+	$(BIN)/helm-docs --log-level error --chart-search-root $(CHART) --chart-to-generate $(CHART) --dry-run > $(BIN)/generated/README.md
 	@! grep '| *|$$' $(BIN)/generated/README.md || { echo "values.yaml does not describe these values"; exit 1; }
 	@diff -u $(CHART)/README.md $(BIN)/generated/README.md || { echo "the README of the chart is stale: make chart-generate"; exit 1; }
 	@cp $(CHART)/values.schema.json $(BIN)/generated/
@@ -98,7 +98,7 @@ lint-chart: $(CHART_TOOLS)
 .PHONY: chart-generate
 chart-generate: $(CHART_TOOLS) ## Write anew what is made from the chart
 	$(PURE) go run -trimpath ./tools/schemas -values $(CHART)/values.schema.json
-	$(BIN)/helm-docs --log-level warning --chart-search-root $(CHART) --chart-to-generate $(CHART) --dry-run > $(BIN)/README.md && mv $(BIN)/README.md $(CHART)/README.md
+	$(BIN)/helm-docs --log-level error --chart-search-root $(CHART) --chart-to-generate $(CHART) --dry-run > $(BIN)/README.md && mv $(BIN)/README.md $(CHART)/README.md
 	$(PURE) go test ./test/chart -run 'TestGolden|TestManifests' -update
 
 .PHONY: package

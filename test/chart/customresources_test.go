@@ -22,7 +22,7 @@ func TestCustomResources(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "helm show crds <this chart> | kubectl apply --server-side --filename -") {
 		t.Errorf("an upgrade to ProxyGroups without their definitions: %v\n%s", err, out)
 	}
-	mustRun(t, r.Helm(t.Context(), "uninstall", "plain", "--namespace", "first"))
+	mustRun(t, r.uninstall(t.Context(), "plain", "first"))
 
 	// The first installation brings definitions and objects of them at once.
 	mustRun(t, r.upgrade(t.Context(), "first", "first", "--values", example))
@@ -31,9 +31,9 @@ func TestCustomResources(t *testing.T) {
 	}
 	// The second finds them there, and takes nothing along when it goes.
 	mustRun(t, r.upgrade(t.Context(), "second", "second"))
-	mustRun(t, r.Helm(t.Context(), "uninstall", "second", "--namespace", "second"))
+	mustRun(t, r.uninstall(t.Context(), "second", "second"))
 	mustRun(t, r.Kubectl(t.Context(), "get", "proxygroup", "my-cluster"))
-	mustRun(t, r.Helm(t.Context(), "uninstall", "first", "--namespace", "first"))
+	mustRun(t, r.uninstall(t.Context(), "first", "first"))
 	if left := r.left(t, "first"); len(left) > 0 {
 		t.Errorf("left after helm uninstall: %v", left)
 	}

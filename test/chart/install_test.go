@@ -60,6 +60,11 @@ func (r *rig) upgrade(ctx context.Context, release, namespace string, args ...st
 	return r.Helm(ctx, append([]string{"upgrade", "--install", release, chart, "--namespace=" + namespace}, args...)...)
 }
 
+// uninstall uninstalls a release without the Job that cleans up: no pods run here. See TestCleanup.
+func (r *rig) uninstall(ctx context.Context, release, namespace string) *exec.Cmd {
+	return r.Helm(ctx, "uninstall", release, "--namespace", namespace, "--no-hooks")
+}
+
 // admit has the API server admit a pod of each Deployment of a namespace.
 func (r *rig) admit(t *testing.T, namespace string) {
 	t.Helper()
@@ -105,7 +110,7 @@ func TestExamples(t *testing.T) {
 			r.admit(t, name)
 			mustRun(t, r.upgrade(t.Context(), name, name, "--values", files[next]))
 			r.admit(t, name)
-			mustRun(t, r.Helm(t.Context(), "uninstall", name, "--namespace", name))
+			mustRun(t, r.uninstall(t.Context(), name, name))
 			if left := r.left(t, name); len(left) > 0 {
 				t.Errorf("left after helm uninstall: %v", left)
 			}
@@ -131,7 +136,7 @@ func testDocumentedCommands(t *testing.T, r *rig) {
 				"--create-namespace", "--set-string", "oauth.clientId=id", "--set-string", "oauth.clientSecret=secret",
 			}, args...)...))
 			r.admit(t, namespace)
-			mustRun(t, r.Helm(t.Context(), "uninstall", "tailscale-operator", "--namespace", namespace))
+			mustRun(t, r.uninstall(t.Context(), "tailscale-operator", namespace))
 		})
 	}
 }
@@ -149,15 +154,15 @@ func testTwoReleases(t *testing.T, r *rig) {
 	r.admit(t, "two-a")
 	r.admit(t, "two-b")
 	before := r.left(t, "one")
-	mustRun(t, r.Helm(t.Context(), "uninstall", "two", "--namespace", "two-a"))
+	mustRun(t, r.uninstall(t.Context(), "two", "two-a"))
 	if after := r.left(t, "one"); !slices.Equal(before, after) {
 		t.Errorf("uninstalling a release took objects of others: before %v, after %v", before, after)
 	}
-	mustRun(t, r.Helm(t.Context(), "uninstall", "one", "--namespace", "two-a"))
+	mustRun(t, r.uninstall(t.Context(), "one", "two-a"))
 	if left := r.left(t, "one"); len(left) == 0 {
 		t.Error("uninstalling a release took that of the same name in another namespace")
 	}
-	mustRun(t, r.Helm(t.Context(), "uninstall", "one", "--namespace", "two-b"))
+	mustRun(t, r.uninstall(t.Context(), "one", "two-b"))
 }
 
 // testManifests applies the static manifests, and checks that they give the operator what
@@ -382,14 +387,14 @@ func TestLeftAfterUninstall(t *testing.T) {
 	}
 	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=noauth"))
 	check("an upgrade")
-	mustRun(t, r.Helm(t.Context(), "uninstall", "state", "--namespace", "state"))
+	mustRun(t, r.uninstall(t.Context(), "state", "state"))
 	check("uninstalling")
 	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=noauth"))
 	check("installing again")
-	mustRun(t, r.Helm(t.Context(), "uninstall", "state", "--namespace", "state"))
+	mustRun(t, r.uninstall(t.Context(), "state", "state"))
 	mustRun(t, r.upgrade(t.Context(), "other", "state", "--set", "apiServerProxyConfig.mode=noauth"))
 	check("installing a release of another name")
-	mustRun(t, r.Helm(t.Context(), "uninstall", "other", "--namespace", "state"))
+	mustRun(t, r.uninstall(t.Context(), "other", "state"))
 	check("uninstalling that")
 	if _, err := r.Client().CoreV1().ServiceAccounts("state").Get(t.Context(), "operator", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the ServiceAccount is still there: %v", err)

@@ -56,6 +56,45 @@ separator that neither can contain, so that no two releases in a cluster collide
 {{- printf "%s/%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
 {{- end -}}
 
+{{/* Not empty if something is to clean up before the release is uninstalled. */}}
+{{- define "tailscale-operator.cleansUp" -}}
+{{- if and .Values.cleanup.enabled (or .Values.controllers.enabled (ne (include "tailscale-operator.mode" .) "false")) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Names of the objects that clean up, in the namespace and in the cluster. */}}
+{{- define "tailscale-operator.cleanupName" -}}
+{{- printf "%s-cleanup" (include "tailscale-operator.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+{{- define "tailscale-operator.cleanupClusterName" -}}
+{{- printf "%s:cleanup" (include "tailscale-operator.controllersName" .) -}}
+{{- end -}}
+
+{{/*
+ServiceAccount that cleans up. A workload identity is that of one ServiceAccount, so there it is
+the operator's.
+*/}}
+{{- define "tailscale-operator.cleanupAccount" -}}
+{{- if .Values.oauth.audience -}}
+{{- include "tailscale-operator.fullname" . -}}
+{{- else -}}
+{{- include "tailscale-operator.cleanupName" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels and annotations of the objects that clean up, from "root", "weight" and "keep". */}}
+{{- define "tailscale-operator.cleanupMetadata" -}}
+labels:
+  {{- include "tailscale-operator.chartLabels" .root | nindent 2 }}
+  app.kubernetes.io/component: cleanup
+  {{- with .root.Values.commonLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- $own := dict "helm.sh/hook" "pre-delete" "helm.sh/hook-weight" .weight "helm.sh/hook-delete-policy" (printf "before-hook-creation,hook-succeeded%s" (ternary "" ",hook-failed" .keep)) }}
+{{ include "tailscale-operator.annotations" (dict "root" .root "annotations" $own) }}
+{{- end -}}
+
 {{/* Name of a binding of access.bindings, from "root" and "name". */}}
 {{- define "tailscale-operator.bindingName" -}}
 {{- printf "tailscale-access:%s:%s:%s" (include "tailscale-operator.namespace" .root) (include "tailscale-operator.fullname" .root) .name -}}
@@ -236,6 +275,85 @@ other values decide.
 {{- with .Values.workloads -}}
 {{- .terminationGracePeriodSeconds | default (add .withdrawDelaySeconds .drainTimeoutSeconds 15) | int64 -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Environment, mounts and volumes with the credentials for the Tailscale API. */}}
+{{- define "tailscale-operator.apiEnv" -}}
+{{- if .Values.oauth.audience }}
+- name: CLIENT_ID
+  value: {{ .Values.oauth.clientId | quote }}
+{{- end }}
+{{- if or .Values.oauthSecretVolume (include "tailscale-operator.oauthSecret" .) }}
+- name: CLIENT_ID_FILE
+  value: /oauth/client_id
+- name: CLIENT_SECRET_FILE
+  value: /oauth/client_secret
+{{- end }}
+{{- end -}}
+
+{{- define "tailscale-operator.apiVolumeMounts" -}}
+{{- if or .Values.oauthSecretVolume (include "tailscale-operator.oauthSecret" .) }}
+- name: oauth
+  mountPath: /oauth
+  readOnly: true
+{{- end }}
+{{- if .Values.oauth.audience }}
+- name: oidc-jwt
+  mountPath: /var/run/secrets/tailscale/serviceaccount
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- /* From "root" and "optional": whether the pod starts without the Secret. */ -}}
+{{- define "tailscale-operator.apiVolumes" -}}
+{{- $secret := include "tailscale-operator.oauthSecret" .root -}}
+{{- $optional := .optional -}}
+{{- with .root.Values -}}
+{{- if .oauthSecretVolume }}
+- name: oauth
+  {{- toYaml .oauthSecretVolume | nindent 2 }}
+{{- else if $secret }}
+- name: oauth
+  secret:
+    secretName: {{ $secret }}
+    {{- if $optional }}
+    optional: true
+    {{- end }}
+    {{- if .oauth.secretName }}
+    items:
+      - key: {{ .oauth.clientIdKey }}
+        path: client_id
+      - key: {{ .oauth.clientSecretKey }}
+        path: client_secret
+    {{- end }}
+{{- end }}
+{{- if .oauth.audience }}
+- name: oidc-jwt
+  projected:
+    sources:
+      - serviceAccountToken:
+          audience: {{ .oauth.audience | quote }}
+          expirationSeconds: 3600
+          path: token
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Security contexts of the operator's pod and container. */}}
+{{- define "tailscale-operator.podSecurityContext" -}}
+{{- $context := .Values.operatorConfig.podSecurityContext -}}
+{{- if include "tailscale-operator.openshift" . -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{- define "tailscale-operator.securityContext" -}}
+{{- $context := .Values.operatorConfig.securityContext -}}
+{{- if include "tailscale-operator.openshift" . -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" -}}
+{{- end -}}
+{{- toYaml $context -}}
 {{- end -}}
 
 {{/* Not empty if users and groups are left to OpenShift. */}}

@@ -1,0 +1,194 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package chart
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// workloads are ProxyGroups as the operator renders them: arguments of the chart, and what
+// the operator gives the templates.
+var workloads = map[string]struct{ args, values string }{
+	"auth": {"", `
+proxyGroup: {name: my-cluster, mode: auth, replicas: 2, running: 2, hostnamePrefix: my-cluster, tags: ["tag:k8s"], service: "svc:my-cluster"}
+proxyClass: {}
+`},
+	"noauth": {"--set networkPolicy.enabled=true,workloads.logging=debug", `
+proxyGroup: {name: tools, mode: noauth, replicas: 1, running: 3, hostnamePrefix: k8s-tools, tags: ["tag:k8s", "tag:tools"], service: "svc:kube-tools"}
+loginServer: https://control.example.com
+proxyClass: {}
+`},
+	"none": {"", `
+proxyGroup: {name: my-cluster, mode: auth, replicas: 0, running: 0, hostnamePrefix: my-cluster, tags: ["tag:k8s"], service: "svc:my-cluster"}
+proxyClass: {}
+`},
+	// Names that YAML would take for something else, and everything that a chart and a ProxyClass can say.
+	"everything": {"--values testdata/workloads.values.yaml", `
+proxyGroup: {name: "1e3", mode: auth, replicas: 2, running: 2, hostnamePrefix: "0x1", tags: ["tag:k8s"], service: "svc:1e3"}
+nodePorts: {"0": 30001, "1": 0}
+wireguardPort: 41641
+proxyClass:
+  metrics: {enable: true, serviceMonitor: {enable: true, labels: {monitoring: team}}}
+  tailscale: {acceptRoutes: true}
+  useLetsEncryptStagingEnvironment: true
+  staticEndpoints: {nodePort: {ports: [{port: 30001, endPort: 30010}]}}
+  statefulSet:
+    labels: {team: access, tailscale.com/managed: "no"}
+    annotations: {note: set}
+    pod:
+      labels: {team: access, tailscale.com/parent-resource: other}
+      annotations: {note: pod}
+      affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: arch, operator: Exists}]}]}}}
+      securityContext: {runAsUser: 1000650000, fsGroup: 1000650000}
+      imagePullSecrets: [{name: pull}, {name: class}]
+      nodeSelector: {kubernetes.io/arch: arm64}
+      tolerations: [{key: control-plane, operator: Exists, effect: NoSchedule}]
+      topologySpreadConstraints: [{maxSkew: 2, topologyKey: rack, whenUnsatisfiable: DoNotSchedule}]
+      priorityClassName: system-cluster-critical
+      dnsPolicy: None
+      dnsConfig: {nameservers: [192.0.2.1]}
+      tailscaleContainer:
+        image: mirror.example.com/tailhelm:v2
+        imagePullPolicy: IfNotPresent
+        resources: {requests: {cpu: 100m}}
+        securityContext: {runAsGroup: 1}
+        env: [{name: A, value: class}, {name: C, value: "$(POD_NAME)"}, {name: C, value: last}, {name: POD_UID, value: forged}]
+`},
+}
+
+// renderWorkload renders a ProxyGroup from the ConfigMap that the chart makes, as the operator does.
+func renderWorkload(t *testing.T, namespace, args, values string) string {
+	t.Helper()
+	configMap := template(t, append([]string{"release", chart, "--namespace", namespace, "--show-only", "templates/workloads-configmap.yaml"}, strings.Fields(args)...)...)
+	var made corev1.ConfigMap
+	if err := yaml.UnmarshalStrict([]byte(configMap), &made); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for key, text := range made.Data {
+		path := filepath.Join(dir, strings.ReplaceAll(key, "__", "/"))
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	given := filepath.Join(t.TempDir(), "values.yaml")
+	if err := os.WriteFile(given, []byte("impersonator: kube-apiserver-auth-proxy\n"+values), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return template(t, "release", dir, "--namespace", namespace, "--values", given)
+}
+
+// TestWorkloadsGolden renders ProxyGroups as they are recorded.
+func TestWorkloadsGolden(t *testing.T) {
+	for name, w := range workloads {
+		t.Run(name, func(t *testing.T) {
+			golden(t, filepath.Join("testdata", "workloads", name+".yaml"), renderWorkload(t, "tailscale", w.args, w.values))
+		})
+	}
+}
+
+// TestWorkloadsShipped finds files of the folder workloads that the operator would not get.
+func TestWorkloadsShipped(t *testing.T) {
+	configMap := template(t, "release", chart, "--show-only", "templates/workloads-configmap.yaml")
+	paths, err := filepath.Glob(chart + "/workloads/templates/*")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no templates: %v", err)
+	}
+	for _, path := range paths {
+		if !strings.Contains(configMap, "\n  templates__"+filepath.Base(path)+": |") {
+			t.Errorf("the ConfigMap lacks %s", path)
+		}
+	}
+}
+
+// TestWorkloads has the operator's ServiceAccount make ProxyGroups' objects, in a namespace that
+// enforces the restricted Pod Security level, and asks what the replicas' may do.
+func TestWorkloads(t *testing.T) {
+	r := newRig(t)
+	r.namespace(t, "workloads")
+	mustRun(t, r.upgrade(t.Context(), "release", "workloads", "--set", "apiServerProxyConfig.allowImpersonation=true"))
+	for name, w := range workloads {
+		objects := renderWorkload(t, "workloads", w.args, w.values)
+		// Twice: the second time, the objects are there.
+		for range 2 {
+			apply := r.Kubectl(t.Context(), "apply", "--server-side", "--namespace=workloads", "--as=system:serviceaccount:workloads:operator", "--filename=-")
+			apply.Stdin = strings.NewReader(objects)
+			if out, err := apply.CombinedOutput(); err != nil {
+				t.Fatalf("the operator cannot make %s: %v\n%s", name, err, out)
+			}
+		}
+	}
+	sets, err := r.Client().AppsV1().StatefulSets("workloads").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(sets.Items) != 3 { // "auth" and "none" have one name
+		t.Errorf("there are %d StatefulSets, want 3", len(sets.Items))
+	}
+	for _, set := range sets.Items {
+		r.admitReplica(t, &set)
+	}
+
+	const replica = "system:serviceaccount:workloads:tools"
+	secret := func(verb, name string) action {
+		return action{Verb: verb, Resource: "secrets", Namespace: "workloads", Name: name}
+	}
+	r.check(t, map[string][]action{
+		replica: {
+			secret("get", "tools-0"), secret("patch", "tools-2"), secret("watch", "tools-tls"), secret("update", "tools-tls"),
+			secret("get", "tools-0-config"), secret("watch", "tools-2-config"),
+			{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: "workloads", Name: "tools"},
+			{Verb: "create", Resource: "events", Namespace: "workloads"},
+		},
+		"system:serviceaccount:workloads:1e3": {token("workloads", "kube-apiserver-auth-proxy")},
+	}, true)
+	r.check(t, map[string][]action{replica: {
+		token("workloads", "kube-apiserver-auth-proxy"), // mode noauth
+		secret("get", "tools-3"), secret("get", "operator"), secret("get", "1e3-0"), secret("get", "1e3-tls"), secret("list", ""), secret("watch", ""), secret("create", ""),
+		secret("patch", "tools-0-config"), secret("delete", "tools-0"),
+		{Verb: "get", Group: "coordination.k8s.io", Resource: "leases", Namespace: "workloads", Name: "1e3"},
+		{Verb: "create", Group: "coordination.k8s.io", Resource: "leases", Namespace: "workloads"},
+		{Verb: "list", Resource: "pods", Namespace: "workloads"},
+		{Verb: "get", Group: "tailscale.com", Resource: "proxygroups", Name: "tools"},
+		impersonate("users", "alice@example.com"),
+	}}, false)
+}
+
+// admitReplica has the API server admit a StatefulSet's first pod.
+func (r *rig) admitReplica(t *testing.T, set *appsv1.StatefulSet) {
+	t.Helper()
+	pod := &corev1.Pod{ObjectMeta: set.Spec.Template.ObjectMeta, Spec: set.Spec.Template.Spec}
+	pod.Name = set.Name + "-0"
+	if _, err := r.Client().CoreV1().Pods(set.Namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+		t.Errorf("a replica of %s is not admitted: %v", set.Name, err)
+	}
+}
+
+// TestReplicaFlags finds flags of the replicas that the program has not.
+func TestReplicaFlags(t *testing.T) {
+	help := output(t, exec.CommandContext(t.Context(), "go", "run", "-trimpath", root+"/cmd/tailhelm", "proxy", "--help"))
+	w := workloads["everything"]
+	flags := regexp.MustCompile(`- (--[a-z-]+)`).FindAllStringSubmatch(renderWorkload(t, "tailscale", w.args, w.values), -1)
+	if len(flags) == 0 {
+		t.Fatal("no flags")
+	}
+	for _, flag := range flags {
+		if !strings.Contains(help, " "+flag[1]+" ") {
+			t.Errorf("a replica gets the flag %s, which `tailhelm proxy` has not", flag[1])
+		}
+	}
+}
