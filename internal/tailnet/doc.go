@@ -19,6 +19,11 @@
 //     is kept longer than two seconds.
 //   - Certificates ([Certificates]) are in memory before the first handshake and
 //     renewed in the background. No handshake fetches or parses anything.
+//   - A node can be a host of a Tailscale [Service], beside other nodes. Its connections
+//     come from this process's own network stack and carry the caller's address. Hosts
+//     share one certificate ([SharedCertificates]), which one of them orders.
+//   - What others must know of a node is in its state Secret ([Node.Report]), where a
+//     node without a working auth key asks for another, too ([SecretKeys]).
 //
 // # Trade-offs
 //
