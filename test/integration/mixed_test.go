@@ -33,7 +33,7 @@ const seedVariable = "TAILHELM_TEST_SEED"
 // seed is what the choices of a test come from. It is printed.
 func seed(t *testing.T) uint64 {
 	t.Helper()
-	n := uint64(time.Now().UnixNano()) //nolint:gosec // any number will do
+	n := uint64(time.Now().UnixNano())
 	if value := os.Getenv(seedVariable); value != "" {
 		n = must[uint64](t)(strconv.ParseUint(value, 10, 64))
 	}
@@ -189,7 +189,7 @@ func TestCallersMixed(t *testing.T) {
 	const workers, rounds = 12, 40
 	var group sync.WaitGroup
 	for worker := range workers {
-		random := rand.New(rand.NewPCG(base, uint64(worker))) //nolint:gosec // a choice that can be repeated, not a secret
+		random := rand.New(rand.NewPCG(base, uint64(worker)))
 		group.Go(func() {
 			for round := range rounds {
 				m, other := callers[random.IntN(len(callers))], callers[random.IntN(len(callers))]

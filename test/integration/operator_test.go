@@ -60,8 +60,10 @@ func newInstallIn(t *testing.T, tn *tailnet.Tailnet, namespace string, values ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"upgrade", "--install", "release", filepath.Join(root, "charts", "tailscale-operator"), "--namespace", namespace,
-		"--set", "controllers.enabled=false"} // the proxy in the pod alone
+	args := []string{
+		"upgrade", "--install", "release", filepath.Join(root, "charts", "tailscale-operator"), "--namespace", namespace,
+		"--set", "controllers.enabled=false", // the proxy in the pod alone
+	}
 	for _, value := range append([]string{"loginServer=" + tn.URL(), "operatorConfig.hostname=" + i.hostname, "apiServerProxyConfig.mode=true"}, values...) {
 		args = append(args, "--set-string", value)
 	}
