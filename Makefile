@@ -131,7 +131,9 @@ kind-node-image: ## Build kind's node image where no container registry is reach
 
 .PHONY: demo
 demo: ## Real kubectl processes reach a real kube-apiserver (HOLD=1 keeps it up)
-	$(PURE) HOLD="$(HOLD)" go run -trimpath ./test/demo
+	$(PURE) go build -trimpath -o $(BIN)/demo ./test/demo
+	@# Not go run: it calls every end by Ctrl-C a failure.
+	@exec env $(PURE) HOLD="$(HOLD)" $(BIN)/demo
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (default 30s)

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
@@ -33,6 +34,7 @@ type operatorOptions struct {
 	impersonator string // flag
 	idTokenFile  string // flag
 	masters      bool   // flag
+	controller   controllerOptions
 
 	mode        apiproxy.Mode // APISERVER_PROXY; "" is off
 	hostname    string        // OPERATOR_HOSTNAME
@@ -45,6 +47,9 @@ type operatorOptions struct {
 	keys        tailnet.Keys  // CLIENT_ID_FILE and CLIENT_SECRET_FILE, CLIENT_ID, TS_AUTHKEY
 }
 
+// defaultIDTokenFile is where the chart mounts a workload identity's token.
+const defaultIDTokenFile = "/var/run/secrets/tailscale/serviceaccount/token" //nolint:gosec // a path, no secret
+
 const allowMastersUsage = "let the tailnet policy grant the group system:masters, which may do everything"
 
 func newOperator(env environment, logs io.Writer) *cobra.Command {
@@ -52,17 +57,19 @@ func newOperator(env environment, logs io.Writer) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "operator",
 		Short: "Run in a cluster and serve its API server on the tailnet",
-		Long: "Run in a cluster and serve its API server on the tailnet. The Helm chart sets the environment:\n" +
-			"APISERVER_PROXY, OPERATOR_HOSTNAME, OPERATOR_NAMESPACE, OPERATOR_SECRET, OPERATOR_INITIAL_TAGS,\n" +
-			"OPERATOR_LOGIN_SERVER, OPERATOR_LOGGING, CLIENT_ID_FILE, CLIENT_SECRET_FILE, CLIENT_ID, TS_AUTHKEY, TS_PORT.",
+		Long: "Run in a cluster and serve its API server on the tailnet, by itself and by ProxyGroups. The Helm chart\n" +
+			"sets the environment: APISERVER_PROXY, OPERATOR_HOSTNAME, OPERATOR_NAMESPACE, OPERATOR_SECRET,\n" +
+			"OPERATOR_INITIAL_TAGS, OPERATOR_LOGIN_SERVER, OPERATOR_LOGGING, CLIENT_ID_FILE, CLIENT_SECRET_FILE,\n" +
+			"CLIENT_ID, TS_AUTHKEY, TS_PORT, PROXY_TAGS, PROXY_DEFAULT_CLASS.",
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context(), env, logs) },
 	}
 	flags := c.Flags()
 	flags.StringVar(&o.impersonator, "impersonator", "kube-apiserver-auth-proxy", "ServiceAccount in the operator's namespace with whose tokens callers are impersonated")
-	flags.StringVar(&o.idTokenFile, "id-token-file", "/var/run/secrets/tailscale/serviceaccount/token", "with CLIENT_ID: file with the workload identity's token")
+	flags.StringVar(&o.idTokenFile, "id-token-file", defaultIDTokenFile, "with CLIENT_ID: file with the workload identity's token")
 	flags.BoolVar(&o.masters, "allow-system-masters", false, allowMastersUsage)
 	o.add(flags, ":9002")
+	o.controller.add(flags)
 	return c
 }
 
@@ -76,18 +83,26 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 	if err := o.read(env); err != nil {
 		return err
 	}
-	if o.mode == "" {
+	if o.mode == "" && !o.controller.on {
 		return o.idle(ctx, log)
 	}
 	config, err := clusterConfig("KUBECONFIG", env("KUBECONFIG"))
 	if err != nil {
 		return err
 	}
+	// Whatever happens to the controllers, the proxy serves.
+	controlling, stop := context.WithCancel(ctx)
+	wait := o.controllers(controlling, config, log)
+	defer func() { stop(); wait() }()
+	if o.mode == "" {
+		return o.idle(ctx, log)
+	}
 	s, err := o.service(ctx, config, log)
 	if err != nil {
 		return err
 	}
 	s.upstreamSetting = [2]string{"KUBECONFIG", env("KUBECONFIG")}
+	s.controllers = o.controller.on
 	if err := s.prepare(); err != nil {
 		return err
 	}
@@ -141,8 +156,12 @@ func (o *operatorOptions) idle(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return badSetting("--metrics-address", o.metricsAddress, err.Error())
 	}
-	log.InfoContext(ctx, "the API server proxy is off (APISERVER_PROXY)")
-	return serveHealth(ctx, log, l, newRegistry(), health.Check{Name: "ping", Check: func(context.Context) error { return nil }})
+	log.InfoContext(ctx, "the API server proxy of the operator's own pod is off (APISERVER_PROXY)")
+	var metrics prometheus.Gatherer = newRegistry()
+	if o.controller.on {
+		metrics = withControllers(metrics)
+	}
+	return serveHealth(ctx, log, l, metrics, health.Check{Name: "ping", Check: func(context.Context) error { return nil }})
 }
 
 // read reads and checks the configuration. It joins and asks nothing.
@@ -151,20 +170,20 @@ func (o *operatorOptions) read(env environment) error {
 	if o.mode, err = proxyMode(env("APISERVER_PROXY"), env("AUTH_PROXY")); err != nil {
 		return err
 	}
-	if err := o.validate(); err != nil || o.mode == "" {
+	if err := o.validate(); err != nil {
 		return err
 	}
-	o.hostname = cmp.Or(env("OPERATOR_HOSTNAME"), "tailscale-operator")
-	if err := validHostname("OPERATOR_HOSTNAME", o.hostname); err != nil {
+	if err := o.controller.read(env); err != nil || o.mode == "" && !o.controller.on {
 		return err
+	}
+	if o.mode != "" {
+		if err := o.readDevice(env); err != nil {
+			return err
+		}
 	}
 	if o.namespace, err = operatorNamespace(env); err != nil {
 		return err
 	}
-	if o.stateSecret = env("OPERATOR_SECRET"); o.stateSecret == "" {
-		return badSetting("OPERATOR_SECRET", "", "give the name of the Secret that holds the device's state")
-	}
-	o.podUID = env("POD_UID")
 	if o.loginServer, err = loginServer("OPERATOR_LOGIN_SERVER", env("OPERATOR_LOGIN_SERVER")); err != nil {
 		return err
 	}
@@ -172,10 +191,21 @@ func (o *operatorOptions) read(env environment) error {
 	if err := validTags("OPERATOR_INITIAL_TAGS", o.tags); err != nil {
 		return err
 	}
-	if o.port, err = wireGuardPort(env); err != nil {
+	o.keys, err = o.readKeys(env)
+	return err
+}
+
+// readDevice reads what the operator's own device needs.
+func (o *operatorOptions) readDevice(env environment) (err error) {
+	o.hostname = cmp.Or(env("OPERATOR_HOSTNAME"), "tailscale-operator")
+	if err := validHostname("OPERATOR_HOSTNAME", o.hostname); err != nil {
 		return err
 	}
-	o.keys, err = o.readKeys(env)
+	if o.stateSecret = env("OPERATOR_SECRET"); o.stateSecret == "" {
+		return badSetting("OPERATOR_SECRET", "", "give the name of the Secret that holds the device's state")
+	}
+	o.podUID = env("POD_UID")
+	o.port, err = wireGuardPort(env)
 	return err
 }
 

@@ -65,7 +65,9 @@ type service struct {
 	// podUID the pod that this process is.
 	state  *tailnet.SecretStore
 	podUID string
-	log    *slog.Logger
+	// controllers says whether their metrics are to be served, too.
+	controllers bool
+	log         *slog.Logger
 
 	proxy     *apiproxy.Proxy
 	registry  *prometheus.Registry
@@ -205,17 +207,21 @@ func (s *service) checks() []health.Check {
 
 // serveHealth serves /livez, /readyz and /metrics for the pod until ctx is done.
 func (s *service) serveHealth(ctx context.Context, l net.Listener) error {
-	return serveHealth(ctx, s.log, l, s.registry, s.checks()...)
+	var metrics prometheus.Gatherer = s.registry
+	if s.controllers {
+		metrics = withControllers(metrics)
+	}
+	return serveHealth(ctx, s.log, l, metrics, s.checks()...)
 }
 
-func serveHealth(ctx context.Context, log *slog.Logger, l net.Listener, registry *prometheus.Registry, checks ...health.Check) error {
+func serveHealth(ctx context.Context, log *slog.Logger, l net.Listener, metrics prometheus.Gatherer, checks ...health.Check) error {
 	live, ready := health.Handler("livez", health.Check{Name: "ping", Check: func(context.Context) error { return nil }}), health.Handler("readyz", checks...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /livez", live)
 	mux.Handle("GET /livez/{name}", live)
 	mux.Handle("GET /readyz", ready)
 	mux.Handle("GET /readyz/{name}", ready)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 	log.InfoContext(ctx, "serving health and metrics", "address", l.Addr().String())

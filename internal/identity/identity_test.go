@@ -69,6 +69,9 @@ func TestFromWhoIs(t *testing.T) {
 		"grants that only concern recording": {
 			userDevice("alice@example.com", grants(`{"recorder":["tag:rec"],"recorderAddrs":["100.64.0.9:80"],"enforceRecorder":true}`)), recorded,
 		},
+		"one grant of many demands recording": {
+			userDevice("alice@example.com", grants(`{"enforceRecorder":false}`, `{"enforceRecorder":true}`, `{"impersonate":{}}`)), recorded,
+		},
 		"capabilities of other programs do not count, even malformed ones": {
 			userDevice("alice@example.com", other), user,
 		},

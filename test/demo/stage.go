@@ -188,6 +188,7 @@ func (s *stage) hold(ctx context.Context) {
 	fmt.Printf("  KUBECONFIG=%s kubectl get pods -A    # as cluster-admin, not through the proxy\n", s.cluster.Kubeconfig())
 	select {
 	case <-ctx.Done():
+		fmt.Println("\nstopping everything")
 	case <-s.operator.Done():
 		fmt.Println("the operator has ended:")
 		fmt.Println(strings.Join(s.operator.Log(), "\n"))

@@ -166,6 +166,19 @@ func (p *pod) files(ctx context.Context, v corev1.Volume) (map[string][]byte, er
 			files[item.Path] = s.Data[item.Key]
 		}
 		return files, nil
+	case v.ConfigMap != nil && len(v.ConfigMap.Items) == 0:
+		m, err := p.client.CoreV1().ConfigMaps(p.namespace).Get(ctx, v.ConfigMap.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		files := maps.Clone(m.BinaryData)
+		if files == nil {
+			files = map[string][]byte{}
+		}
+		for name, content := range m.Data {
+			files[name] = []byte(content)
+		}
+		return files, nil
 	case v.Projected != nil:
 		files := map[string][]byte{}
 		for _, source := range v.Projected.Sources {

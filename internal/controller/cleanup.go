@@ -1,0 +1,198 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tailhelm/tailhelm/api/v1alpha1"
+	"github.com/tailhelm/tailhelm/internal/tailapi"
+	"github.com/tailhelm/tailhelm/internal/tailnet"
+)
+
+// cleanupInterval is how often cleanup looks whether something is gone.
+const cleanupInterval = 500 * time.Millisecond
+
+// Cleanup leaves nothing of an operator behind: it is run while the operator still
+// runs, before it is uninstalled.
+type Cleanup struct {
+	// API is the way to the Tailscale API; nil when there is none.
+	API *tailapi.Client
+	// Cluster is the way to the API server.
+	Cluster *rest.Config
+	// Deployment is the operator's.
+	Deployment string
+	// Log gets what happens.
+	Log *slog.Logger
+	// Namespace is the operator's.
+	Namespace string
+	// Operator is the name by which groups are the operator's (see Config.Operator).
+	Operator string
+	// StateSecret holds the state of the operator's own device.
+	StateSecret string
+	// Timeout bounds the whole. After half of it, what is in the tailnet may stay there;
+	// after three quarters, groups go without their operator.
+	Timeout time.Duration
+
+	client client.Client
+	kube   kubernetes.Interface
+}
+
+// Run deletes the operator's groups, stops the operator, and deletes its device and
+// the state of it. What cannot be deleted is logged: an uninstallation must end. Only an
+// API server that cannot be asked is an error.
+func (c Cleanup) Run(ctx context.Context) error {
+	s, err := scheme()
+	if err != nil {
+		return fmt.Errorf("the types of groups: %w", err)
+	}
+	if c.client, err = client.New(c.Cluster, client.Options{Scheme: s}); err != nil {
+		return fmt.Errorf("a client for the API server: %w", err)
+	}
+	if c.kube, err = kubernetes.NewForConfig(c.Cluster); err != nil {
+		return fmt.Errorf("a client for the API server: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	if err := c.deleteGroups(ctx); err != nil {
+		return err
+	}
+	if err := c.stopOperator(ctx); err != nil {
+		return err
+	}
+	return c.deleteDevice(ctx)
+}
+
+// groups returns those of the operator.
+func (c Cleanup) groups(ctx context.Context) ([]v1alpha1.ProxyGroup, error) {
+	var list v1alpha1.ProxyGroupList
+	if err := c.client.List(ctx, &list); meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+		return nil, nil // the kind is not installed
+	} else if err != nil {
+		return nil, fmt.Errorf("listing ProxyGroups: %w", err)
+	}
+	var own []v1alpha1.ProxyGroup
+	for _, g := range list.Items {
+		if g.Annotations[annotationOperator] == c.Operator {
+			own = append(own, g)
+		}
+	}
+	return own, nil
+}
+
+// deleteGroups deletes the groups, more and more firmly.
+func (c Cleanup) deleteGroups(ctx context.Context) error {
+	steps := []struct {
+		firmness string
+		do       func(context.Context, *v1alpha1.ProxyGroup) error
+		wait     time.Duration
+	}{
+		{"", func(ctx context.Context, g *v1alpha1.ProxyGroup) error { return c.client.Delete(ctx, g) }, c.Timeout / 2},
+		{"what it has in the tailnet may stay there now", c.abandon, c.Timeout / 4},
+		{"its finalizer is removed, because the operator does not work; look for its Service and devices in the admin console", c.release, c.Timeout / 8},
+	}
+	for _, step := range steps {
+		groups, err := c.groups(ctx)
+		if err != nil {
+			return err
+		}
+		for i := range groups {
+			g := &groups[i]
+			c.Log.InfoContext(ctx, "deleting a ProxyGroup", "name", g.Name, "note", step.firmness)
+			if err := step.do(ctx, g); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("deleting ProxyGroup %s: %w", g.Name, err)
+			}
+		}
+		err = wait.PollUntilContextTimeout(ctx, cleanupInterval, step.wait, true, func(ctx context.Context) (bool, error) {
+			groups, err := c.groups(ctx)
+			return len(groups) == 0, err
+		})
+		if err == nil {
+			return nil
+		} else if !wait.Interrupted(err) {
+			return err
+		}
+	}
+	c.Log.WarnContext(ctx, "ProxyGroups are left; delete them by hand")
+	return nil
+}
+
+func (c Cleanup) abandon(ctx context.Context, g *v1alpha1.ProxyGroup) error {
+	base := g.DeepCopy()
+	annotate(g, annotationAbandon, "true")
+	return c.client.Patch(ctx, g, client.MergeFrom(base))
+}
+
+func (c Cleanup) release(ctx context.Context, g *v1alpha1.ProxyGroup) error {
+	base := g.DeepCopy()
+	g.Finalizers = nil
+	return c.client.Patch(ctx, g, client.MergeFrom(base))
+}
+
+// stopOperator scales the Deployment to zero and waits until its pods are gone: a
+// running operator would join the tailnet anew.
+func (c Cleanup) stopOperator(ctx context.Context) error {
+	deployments := c.kube.AppsV1().Deployments(c.Namespace)
+	d, err := deployments.Get(ctx, c.Deployment, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("reading Deployment %s: %w", c.Deployment, err)
+	}
+	patch := []byte(`{"spec":{"replicas":0}}`)
+	if _, err := deployments.Patch(ctx, c.Deployment, types.MergePatchType, patch, metav1.PatchOptions{}, "scale"); err != nil {
+		return fmt.Errorf("stopping Deployment %s: %w", c.Deployment, err)
+	}
+	selector := metav1.FormatLabelSelector(d.Spec.Selector)
+	err = wait.PollUntilContextCancel(ctx, cleanupInterval, true, func(ctx context.Context) (bool, error) {
+		pods, err := c.kube.CoreV1().Pods(c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+		return err == nil && len(pods.Items) == 0, err
+	})
+	if wait.Interrupted(err) {
+		c.Log.WarnContext(ctx, "the operator's pod has not ended in time", "deployment", c.Deployment)
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("waiting for the operator's pod to end: %w", err)
+	}
+	return nil
+}
+
+// deleteDevice deletes the operator's own device, and its state.
+func (c Cleanup) deleteDevice(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	secret := &corev1.Secret{}
+	err := c.client.Get(ctx, types.NamespacedName{Namespace: c.Namespace, Name: c.StateSecret}, secret)
+	if apierrors.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("reading Secret %s: %w", c.StateSecret, err)
+	}
+	if id := tailnet.DeviceID(secret.Data); id != "" {
+		err := error(errNoAPI)
+		if c.API != nil {
+			err = c.API.DeleteDevice(ctx, id)
+		}
+		if err != nil {
+			c.Log.WarnContext(ctx, "the operator's device is left; delete it in the admin console", "device", id, "error", err)
+		}
+	}
+	if err := c.client.Delete(ctx, secret); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("deleting Secret %s: %w", c.StateSecret, err)
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/discovery"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tailhelm/tailhelm/api/v1alpha1"
+	"github.com/tailhelm/tailhelm/internal/workload"
+)
+
+// crdInterval is how often missing definitions are looked for.
+const crdInterval = 2 * time.Second
+
+// InstallCRDs makes and upgrades the CustomResourceDefinitions of this program. One of
+// a newer revision stays: another operator of this cluster may need it.
+func InstallCRDs(ctx context.Context, c client.Client, log *slog.Logger) error {
+	definitions, err := v1alpha1.CustomResourceDefinitions()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range definitions {
+		errs = append(errs, installCRD(ctx, c, log, d))
+	}
+	return errors.Join(errs...)
+}
+
+func installCRD(ctx context.Context, c client.Client, log *slog.Logger, d *unstructured.Unstructured) error {
+	existing := &metav1.PartialObjectMetadata{}
+	existing.SetGroupVersionKind(apiextensionsv1.SchemeGroupVersion.WithKind("CustomResourceDefinition"))
+	err := c.Get(ctx, types.NamespacedName{Name: d.GetName()}, existing)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("reading CustomResourceDefinition %s: %w", d.GetName(), err)
+	}
+	ours, theirs := revision(d), revision(existing)
+	if err == nil && theirs > ours {
+		log.WarnContext(ctx, "the cluster has a newer CustomResourceDefinition, which stays", "name", d.GetName(), "revision", theirs, "ours", ours)
+		return nil
+	}
+	if err == nil && theirs == ours {
+		return nil
+	}
+	if err == nil && theirs == 0 {
+		if other, err := usedByOthers(ctx, c); err != nil {
+			return err
+		} else if other != "" {
+			log.WarnContext(ctx, "the CustomResourceDefinition of another operator stays, because that operator is in use", "name", d.GetName(), "by", other)
+			return nil
+		}
+	}
+	if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(d), client.FieldOwner(workload.FieldManager), client.ForceOwnership); err != nil {
+		return fmt.Errorf("applying CustomResourceDefinition %s: %w", d.GetName(), err)
+	}
+	log.InfoContext(ctx, "applied a CustomResourceDefinition", "name", d.GetName(), "revision", ours, "before", theirs)
+	return nil
+}
+
+// usedByOthers returns a ProxyGroup that is for another operator, or "".
+func usedByOthers(ctx context.Context, c client.Client) (string, error) {
+	list := &unstructured.UnstructuredList{}
+	list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(kindProxyGroup + "List"))
+	if err := c.List(ctx, list); err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
+		return "", fmt.Errorf("looking for ProxyGroups of another operator: %w", err)
+	}
+	for _, group := range list.Items {
+		kind, _, err := unstructured.NestedString(group.Object, "spec", "type")
+		if err == nil && kind != string(v1alpha1.ProxyGroupTypeKubernetesAPIServer) {
+			return fmt.Sprintf("ProxyGroup %s of type %s", group.GetName(), kind), nil
+		}
+	}
+	return "", nil
+}
+
+// revision returns which of our revisions a definition is; 0 for one of somebody else.
+func revision(d metav1.Object) int {
+	n, err := strconv.Atoi(d.GetAnnotations()[v1alpha1.RevisionAnnotation])
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// waitForCRDs waits until the API server serves our kinds, which people may install
+// later, or ctx is done.
+func waitForCRDs(ctx context.Context, d *discovery.DiscoveryClient, log *slog.Logger) error {
+	told := false
+	return wait.PollUntilContextCancel(ctx, crdInterval, true, func(ctx context.Context) (bool, error) {
+		missing, err := missingKinds(ctx, d)
+		if len(missing) == 0 && err == nil {
+			return true, nil
+		}
+		if !told || err != nil {
+			log.WarnContext(ctx, "the controllers wait for the CustomResourceDefinitions of the chart: install them with helm, or kubectl apply", "missing", missing, "error", err)
+			told = true
+		}
+		return false, nil
+	})
+}
+
+// missingKinds returns which of our kinds the API server does not serve.
+func missingKinds(ctx context.Context, d *discovery.DiscoveryClient) ([]string, error) {
+	missing := map[string]bool{kindProxyGroup: true, kindProxyClass: true}
+	list, err := d.ServerResourcesForGroupVersionWithContext(ctx, v1alpha1.GroupVersion.String())
+	if err == nil {
+		for _, r := range list.APIResources {
+			delete(missing, r.Kind)
+		}
+	}
+	return slices.Sorted(maps.Keys(missing)), client.IgnoreNotFound(err)
+}

@@ -1,0 +1,91 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/tailhelm/tailhelm/internal/tailapi"
+)
+
+// errNoAPI is the error of every call when the operator has no credentials.
+var errNoAPI = &tailapi.Error{
+	Action: "using the Tailscale API", Kind: tailapi.KindCredentials,
+	Err:  errors.New("the operator has none but an auth key"),
+	Hint: "ProxyGroups need an OAuth client or a workload identity with the write scopes auth_keys, devices:core and services: set the chart's value oauth",
+}
+
+// gate is the way to the Tailscale API. After an error that other calls would meet as
+// well it stays shut for a while, whoever asks: events in the cluster must not make
+// more calls than the API allows.
+type gate struct {
+	api    *tailapi.Client // nil: none
+	timing timing
+
+	mu       sync.Mutex
+	until    time.Time
+	err      error
+	failures int
+}
+
+// do calls f with the API, or returns why it was not called.
+func (g *gate) do(f func(*tailapi.Client) error) error {
+	if g.api == nil {
+		return errNoAPI
+	}
+	g.mu.Lock()
+	if time.Now().Before(g.until) {
+		defer g.mu.Unlock()
+		return g.err
+	}
+	g.mu.Unlock()
+	err := f(g.api)
+	g.note(err)
+	return err
+}
+
+// note decides by an answer whether the gate is shut.
+func (g *gate) note(err error) {
+	var e *tailapi.Error
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !errors.As(err, &e) {
+		if err == nil {
+			g.failures, g.until = 0, time.Time{}
+		}
+		return
+	}
+	wait := e.RetryAfter
+	switch e.Kind {
+	case tailapi.KindRateLimited:
+		if wait == 0 {
+			wait = g.timing.refused
+		}
+	case tailapi.KindUnavailable:
+		wait = max(wait, min(g.timing.backoff<<min(g.failures, 10), g.timing.backoffMax))
+		g.failures++
+	case tailapi.KindCredentials:
+		// Credentials may be replaced at any moment; asking is cheap.
+		wait = min(g.timing.refused, 10*g.timing.backoff)
+	default:
+		return
+	}
+	g.until, g.err = time.Now().Add(wait), err
+}
+
+// after returns when to try again what failed with err.
+func (g *gate) after(err error) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if left := time.Until(g.until); left > 0 {
+		return left
+	}
+	var e *tailapi.Error
+	if errors.As(err, &e) && e.Kind == tailapi.KindUnavailable {
+		return g.timing.backoff
+	}
+	return g.timing.refused
+}

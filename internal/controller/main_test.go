@@ -1,0 +1,84 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/discovery"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/go-logr/logr"
+
+	"github.com/tailhelm/tailhelm/test/kubernetes"
+)
+
+// patience bounds what should take seconds, on a machine that does much else.
+const patience = 2 * time.Minute
+
+// quick is the timing of tests.
+var quick = timing{
+	resync: 2 * time.Second, suspect: time.Second, refused: time.Second, drain: 20 * time.Second, abandon: time.Hour,
+	reissue: 100 * time.Millisecond, keyLife: time.Hour, backoff: 200 * time.Millisecond, backoffMax: time.Second,
+}
+
+// shared is what tests share: a cluster with kube-controller-manager, so that
+// StatefulSets make Pods and what belongs to nobody is collected.
+var shared struct {
+	cluster *kubernetes.Cluster
+	client  client.Client
+}
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) (code int) {
+	ctx := context.Background()
+	ctrllog.SetLogger(logr.FromSlogHandler(slog.DiscardHandler))
+	var err error
+	defer func() {
+		if shared.cluster != nil {
+			err = errors.Join(err, shared.cluster.Close())
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "what the tests share:", err)
+			code = 1
+		}
+	}()
+	if shared.cluster, err = kubernetes.Start(ctx, kubernetes.Options{ControllerManager: true}); err != nil {
+		return 1
+	}
+	if shared.client, err = newCluster(ctx, shared.cluster); err != nil {
+		return 1
+	}
+	return m.Run()
+}
+
+// newCluster installs our definitions in a cluster and returns its administrator's
+// client.
+func newCluster(ctx context.Context, cluster *kubernetes.Cluster) (client.Client, error) {
+	s, err := scheme()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(cluster.Config(), client.Options{Scheme: s})
+	if err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.DiscardHandler)
+	if err := InstallCRDs(ctx, c, log); err != nil {
+		return nil, err
+	}
+	d, err := discovery.NewDiscoveryClientForConfig(cluster.Config())
+	if err != nil {
+		return nil, err
+	}
+	return c, waitForCRDs(ctx, d, log)
+}

@@ -1,0 +1,53 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import "fmt"
+
+// Labels of all objects of a group, as the official operator has them.
+const (
+	labelManaged    = "tailscale.com/managed"
+	labelParentType = "tailscale.com/parent-resource-type"
+	labelParent     = "tailscale.com/parent-resource"
+	labelSecretType = "tailscale.com/secret-type"
+
+	parentProxyGroup = "proxygroup"
+)
+
+// finalizer keeps a group until its objects in the tailnet are gone.
+const finalizer = "tailscale.com/finalizer"
+
+// Annotations of a ProxyGroup by which people decide what the controller must not
+// decide alone.
+const (
+	// annotationOperator is the name of the operator that the group is for. A group without
+	// it gets the name of the operator that sees it first.
+	annotationOperator = "tailscale.com/operator"
+	// annotationTakeOver names a Service ("svc:kube") that is taken over from an owner
+	// that is gone for good.
+	annotationTakeOver = "tailscale.com/take-over-service"
+	// annotationAbandon, "true" on a group that is being deleted, leaves what is in the
+	// tailnet there.
+	annotationAbandon = "tailscale.com/abandon-tailnet-objects"
+)
+
+// Annotations of a replica's config Secret.
+const (
+	annotationKeyID       = "tailscale.com/auth-key-id"
+	annotationKeyEnds     = "tailscale.com/auth-key-ends"
+	annotationKeyReplaces = "tailscale.com/auth-key-replaces-device"
+)
+
+// Keys of a replica's config Secret.
+const (
+	keyAuthKey         = "authkey"
+	keyStaticEndpoints = "static-endpoints"
+)
+
+// Names of a group's Secrets.
+func stateSecretName(group string, ordinal int) string { return fmt.Sprintf("%s-%d", group, ordinal) }
+func configSecretName(group string, ordinal int) string {
+	return fmt.Sprintf("%s-%d-config", group, ordinal)
+}
+func tlsSecretName(group string) string { return group + "-tls" }

@@ -1,0 +1,133 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/discovery"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/tailhelm/tailhelm/api/v1alpha1"
+)
+
+// Requests that the controllers may make to the API server. A pass makes some twenty.
+const (
+	requestsPerSecond = 50
+	requestsBurst     = 100
+)
+
+// Run runs the controllers until ctx is done. Whatever fails (the API server, the
+// definitions of our kinds, the leader's Lease) is logged and tried again.
+func Run(ctx context.Context, c Config) {
+	if c.timing == (timing{}) {
+		c.timing = usual
+	}
+	backoff := wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.1, Steps: 7, Cap: time.Minute}
+	next := backoff
+	for ctx.Err() == nil {
+		begin := time.Now()
+		if err := c.run(ctx); err != nil && ctx.Err() == nil {
+			c.Log.ErrorContext(ctx, "the controllers stopped, and start again", "error", err)
+		}
+		if time.Since(begin) > time.Minute {
+			next = backoff
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(next.Step()):
+		}
+	}
+}
+
+// scheme returns the types that the controllers know.
+func scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	return s, errors.Join(clientgoscheme.AddToScheme(s), v1alpha1.AddToScheme(s))
+}
+
+// run runs the controllers once.
+func (c Config) run(ctx context.Context) error {
+	config := rest.CopyConfig(c.Cluster)
+	config.QPS, config.Burst = requestsPerSecond, requestsBurst
+	s, err := scheme()
+	if err != nil {
+		return fmt.Errorf("the controllers' types: %w", err)
+	}
+	direct, err := client.New(config, client.Options{Scheme: s})
+	if err != nil {
+		return fmt.Errorf("a client for the API server: %w", err)
+	}
+	if c.InstallCRDs {
+		if err := InstallCRDs(ctx, direct, c.Log); err != nil {
+			c.Log.WarnContext(ctx, "the CustomResourceDefinitions could not be brought up to date", "error", err)
+		}
+	}
+	d, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return fmt.Errorf("a client for the API server: %w", err)
+	}
+	if err := waitForCRDs(ctx, d, c.Log); err != nil {
+		return err
+	}
+	system := &corev1.Namespace{}
+	if err := direct.Get(ctx, types.NamespacedName{Name: metav1.NamespaceSystem}, system); err != nil {
+		return fmt.Errorf("reading the cluster's identity, the UID of its namespace %s: %w", metav1.NamespaceSystem, err)
+	}
+	manager, err := ctrl.NewManager(config, c.options(s))
+	if err != nil {
+		return fmt.Errorf("making the controllers: %w", err)
+	}
+	if err := c.setup(manager, string(system.UID)); err != nil {
+		return fmt.Errorf("making the controllers: %w", err)
+	}
+	return manager.Start(ctx)
+}
+
+// options are those of the manager. It listens nowhere: the operator serves its
+// metrics itself.
+func (c Config) options(s *runtime.Scheme) ctrl.Options {
+	managed := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{labelManaged: "true", labelParentType: parentProxyGroup})}
+	o := ctrl.Options{
+		Scheme:                 s,
+		Metrics:                metricsserver.Options{BindAddress: "0"},
+		HealthProbeBindAddress: "0",
+		Cache: cache.Options{
+			DefaultNamespaces: map[string]cache.Config{c.Namespace: {}},
+			ByObject: map[client.Object]cache.ByObject{
+				&corev1.Secret{}: managed, &corev1.Pod{}: managed, &corev1.Service{}: managed,
+				&rbacv1.Role{}: managed, &rbacv1.RoleBinding{}: managed,
+				&appsv1.StatefulSet{}: managed, &policyv1.PodDisruptionBudget{}: managed,
+			},
+			DefaultTransform: cache.TransformStripManagedFields(),
+		},
+		// The controllers may be made more than once in a process.
+		Controller: ctrlconfig.Controller{SkipNameValidation: ptr.To(true), MaxConcurrentReconciles: 4, ReconciliationTimeout: 5 * time.Minute},
+	}
+	if c.LeaderElectionID != "" {
+		o.LeaderElection, o.LeaderElectionID, o.LeaderElectionNamespace = true, c.LeaderElectionID, c.Namespace
+		// All controllers have stopped when the Lease is released.
+		o.LeaderElectionReleaseOnCancel = true
+	}
+	return o
+}
