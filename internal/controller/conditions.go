@@ -31,7 +31,7 @@ const (
 func (p *pass) setConditions(failed error) {
 	p.setDevices()
 	wanted := len(p.wanted())
-	running, ready := p.count(replica.running), p.count(replica.ready)
+	running, ready := p.count(replica.running), p.count(p.ready)
 
 	switch {
 	case p.invalid != "":
@@ -171,12 +171,14 @@ func (p *pass) missing() string {
 	var b strings.Builder
 	for _, r := range p.wanted() {
 		switch {
-		case r.ready():
+		case p.ready(r):
 			continue
 		case r.pod == nil:
 			fmt.Fprintf(&b, "; replica %d: has no pod", r.ordinal)
 		case !r.live():
 			fmt.Fprintf(&b, "; replica %d: its pod is %s", r.ordinal, podState(r.pod))
+		case !p.current(r):
+			fmt.Fprintf(&b, "; replica %d: is about to be replaced", r.ordinal)
 		case len(r.checks()) == 0:
 			fmt.Fprintf(&b, "; replica %d: its pod is not ready yet", r.ordinal)
 		default:
@@ -242,7 +244,7 @@ func (p *pass) setURL(ready int) {
 		return
 	}
 	for _, r := range p.wanted() {
-		if _, domain := r.hostname(); r.ready() && domain != "" {
+		if _, domain := r.hostname(); p.ready(r) && domain != "" {
 			p.group.Status.URL = "https://" + p.group.Hostname() + "." + domain
 			return
 		}

@@ -145,14 +145,23 @@ func TestRename(t *testing.T) {
 		if g.Status.URL != "https://"+other+"."+w.tailnet.Domain() {
 			return fmt.Errorf("url %s", g.Status.URL)
 		}
+		if got := g.Status.Tailnet.Services; !slices.Equal(got, []string{"svc:" + other}) {
+			return fmt.Errorf("notes: %v", got)
+		}
 		if w.service(ctx, "svc:"+other) == nil || w.service(ctx, "svc:"+g.Name) != nil {
 			return fmt.Errorf("services: new %v, old %v", w.service(ctx, "svc:"+other), w.service(ctx, "svc:"+g.Name))
 		}
 		return nil
 	})
 	w.waitReady(g)
-	if got := g.Status.Tailnet.Services; !slices.Equal(got, []string{"svc:" + other}) {
-		t.Errorf("notes: %v", got)
+	var pods corev1.PodList
+	if err := w.client.List(t.Context(), &pods, client.InNamespace(w.namespace)); err != nil {
+		t.Fatal(err)
+	}
+	for _, pod := range pods.Items { // ready under the new name means that all serve it
+		if !slices.Contains(pod.Spec.Containers[0].Args, "--service=svc:"+other) {
+			t.Errorf("%s: args %q", pod.Name, pod.Spec.Containers[0].Args)
+		}
 	}
 	if args := w.statefulSet(g).Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--service=svc:"+other) {
 		t.Errorf("args %q", args)

@@ -49,11 +49,27 @@ func (r replica) running() bool {
 	return r.live() && r.deviceID() != "" && r.checks()[checkTailnet] == ""
 }
 
-// ready reports whether the replica can be reached now.
-func (r replica) ready() bool {
-	return r.running() && slices.ContainsFunc(r.pod.Status.Conditions, func(c corev1.PodCondition) bool {
+// ready reports whether the replica can be reached now, as one of the group that its
+// spec describes.
+func (p *pass) ready(r replica) bool {
+	return r.running() && p.current(r) && slices.ContainsFunc(r.pod.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
+}
+
+// current reports whether the pod serves the Service and has the mode that the spec
+// wants: after a change, pods go on under the old ones until they are replaced.
+func (p *pass) current(r replica) bool {
+	for name, want := range map[string]string{"--service=": p.serviceName(), "--mode=": string(p.group.Mode())} {
+		for _, c := range r.pod.Spec.Containers {
+			for _, arg := range c.Args {
+				if value, ok := strings.CutPrefix(arg, name); ok && value != want {
+					return false
+				}
+			}
+		}
+	}
+	return true
 }
 
 // Names of a replica's checks that become conditions.
