@@ -46,12 +46,13 @@
 //
 // # Services
 //
-// A Service is made by the HTTP API or [Tailnet.SetService]. Devices offer to be
-// its hosts by tsnet's ListenService, or by a serve configuration and
-// AdvertiseServices in their preferences. Tagged ones are approved by the
+// A Service is made by the HTTP API or [Tailnet.SetService]. Devices become its
+// hosts by a serve configuration for it. Tagged ones are approved by the
 // policy's autoApprovers, see [Tailnet.SetAutoApprovers], or one by one by
-// [Tailnet.SetServiceApproval]. An approved host learns the Service's addresses,
-// and may get certificates for its name; it stays approved when it withdraws.
+// [Tailnet.SetServiceApproval]. An approved host learns the Service's addresses
+// and may get certificates for its name. Clients are sent to it when it
+// advertises the Service besides, by AdvertiseServices in its preferences.
+// (tsnet's ListenService does both.)
 //
 // All clients are sent to the same host. It is another one's turn when that one
 // withdraws, goes offline or is no longer approved, and not before. Clients that

@@ -39,7 +39,7 @@ type node struct {
 	hostinfo  *tailcfg.Hostinfo
 
 	stream  *mapStream                   // nil: offline
-	adverts map[tailcfg.ServiceName]bool // Services that it has configured, and whether it advertises them
+	adverts map[tailcfg.ServiceName]bool // Services it has configured: whether it advertises them; none while offline
 	pings   []*tailcfg.PingRequest
 	removed bool
 }

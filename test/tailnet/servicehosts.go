@@ -6,6 +6,7 @@ package tailnet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -47,8 +48,8 @@ func (t *Tailnet) SetAutoApprovers(a *AutoApprovers) error {
 }
 
 // hostsLocked reports whether n is an approved host of s: it has the Service's
-// addresses and may get certificates for its name. It stays one when it
-// withdraws, as connections that exist go on.
+// addresses and may get certificates for its name. It is one before it
+// advertises the Service, and stays one when it withdraws.
 func (t *Tailnet) hostsLocked(n *node, s *service) bool {
 	if len(n.identity.Tags) == 0 || !s.known[n.id] {
 		return false
@@ -68,7 +69,7 @@ func (t *Tailnet) hostsLocked(n *node, s *service) bool {
 
 // servesLocked reports whether clients of s may be sent to n.
 func (t *Tailnet) servesLocked(n *node, s *service, now time.Time) bool {
-	return !n.removed && n.stream != nil && !n.expired(now) && n.adverts[s.name] && t.hostsLocked(n, s)
+	return !n.removed && !n.expired(now) && n.adverts[s.name] && t.hostsLocked(n, s)
 }
 
 // electLocked chooses the host that gets the clients of each Service. It stays
@@ -120,8 +121,8 @@ func (t *Tailnet) followAdverts(ctx context.Context, n *node) {
 	}
 }
 
-// setAdverts notes what n has configured and advertises, unless ctx has ended: then another
-// stream's answers count.
+// setAdverts notes what n has configured and advertises, unless ctx has
+// ended: then another stream's answers count.
 func (t *Tailnet) setAdverts(ctx context.Context, n *node, answer *tailcfg.C2NVIPServicesResponse) {
 	adverts := map[tailcfg.ServiceName]bool{}
 	for _, s := range answer.VIPServices {
@@ -149,7 +150,8 @@ func (t *Tailnet) askServices(ctx context.Context, n *node) (*tailcfg.C2NVIPServ
 		return nil, err
 	}
 	answer := &tailcfg.C2NVIPServicesResponse{}
-	if err := json.NewDecoder(res.Body).Decode(answer); err != nil {
+	err = json.NewDecoder(res.Body).Decode(answer)
+	if err := errors.Join(err, res.Body.Close()); err != nil {
 		return nil, fmt.Errorf("reading its answer, %s: %w", res.Status, err)
 	}
 	return answer, nil

@@ -6,7 +6,9 @@ package tailnet_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -103,6 +105,10 @@ func TestServiceAutoApprovers(t *testing.T) {
 	for _, d := range []*tailnet.Device{one, laptop} {
 		advertise(t, d, true)
 	}
+	waitService(t, tn, func(s tailnet.ServiceStatus) bool { return len(s.Advertising) == 2 })
+	if err := tn.SetServiceApproval(serviceName, "laptop", true); err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		policy   string
 		approved bool
@@ -128,6 +134,25 @@ func TestServiceAutoApprovers(t *testing.T) {
 				want = []string{"one"}
 			}
 			waitService(t, tn, func(s tailnet.ServiceStatus) bool { return slices.Equal(s.Approved, want) })
+		})
+	}
+}
+
+// TestServiceConfigured has a device be a host which clients are not sent to.
+func TestServiceConfigured(t *testing.T) {
+	tn := tailnet.New(t, tailnet.Options{})
+	if err := tn.SetService(serviceSpec); err != nil {
+		t.Fatal(err)
+	}
+	one := device(t, tn, "one", proxy)
+	configure(t, one, 443)
+	hosted(t, tn, one, true)
+	for i, on := range []bool{false, true, false} {
+		if i > 0 {
+			advertise(t, one, on)
+		}
+		waitService(t, tn, func(s tailnet.ServiceStatus) bool {
+			return slices.Equal(s.Approved, []string{"one"}) && (len(s.Advertising) == 1) == on && (s.Active == "one") == on
 		})
 	}
 }
@@ -246,7 +271,10 @@ func TestServiceRestricted(t *testing.T) {
 	short, cancel := context.WithTimeout(testContext(t), 200*time.Millisecond)
 	defer cancel()
 	refuseDial(short, t, laptop, one.FQDN()+":80")
-	refuseDial(testContext(t), t, phone, "kube."+tn.Domain()+":80")
+	var unknown *net.DNSError
+	if _, err := phone.Dial(testContext(t), "tcp", "kube."+tn.Domain()+":80"); !errors.As(err, &unknown) {
+		t.Errorf("bob's phone knows the Service: %v", err)
+	}
 }
 
 func TestServiceCertificate(t *testing.T) {

@@ -36,10 +36,10 @@ func advertise(t *testing.T, d *tailnet.Device, on bool) {
 	}
 }
 
-// host makes d a host of the Service and returns what listens on its port.
+// configure makes d a host of the Service which does not advertise it.
 // Connections keep their client's address: a port without a handler is left to
 // the listeners of the process.
-func host(t *testing.T, tn *tailnet.Tailnet, d *tailnet.Device, port uint16) net.Listener {
+func configure(t *testing.T, d *tailnet.Device, port uint16) {
 	t.Helper()
 	err := d.Local().SetServeConfig(testContext(t), &ipn.ServeConfig{Services: map[tailcfg.ServiceName]*ipn.ServiceConfig{
 		serviceName: {TCP: map[uint16]*ipn.TCPPortHandler{port: {}}},
@@ -47,6 +47,13 @@ func host(t *testing.T, tn *tailnet.Tailnet, d *tailnet.Device, port uint16) net
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// host makes d a host of the Service, which advertises it, and returns what
+// listens on its port.
+func host(t *testing.T, tn *tailnet.Tailnet, d *tailnet.Device, port uint16) net.Listener {
+	t.Helper()
+	configure(t, d, port)
 	advertise(t, d, true)
 	waitService(t, tn, func(s tailnet.ServiceStatus) bool { return slices.Contains(s.Advertising, d.Name()) })
 	ln, err := d.Server().Listen("tcp", fmt.Sprintf("%s:%d", tn.Services()[0].Addrs[0], port))

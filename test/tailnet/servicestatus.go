@@ -17,7 +17,7 @@ type ServiceStatus struct {
 	tailscale.VIPService          // as the HTTP API shows it
 	FQDN                 string   // without a dot at its end
 	Advertising          []string // devices that are online and offer to be hosts
-	Approved             []string // devices that may be hosts; some may have withdrawn
+	Approved             []string // devices that may be hosts; some may not advertise it yet, or not any more
 	Active               string   // the device to which clients are sent; empty: none
 }
 
@@ -35,7 +35,7 @@ func (t *Tailnet) Services() []ServiceStatus {
 func (t *Tailnet) serviceStatusLocked(s *service) ServiceStatus {
 	st := ServiceStatus{VIPService: cloneService(s.spec), FQDN: t.serviceFQDN(s)}
 	for _, n := range t.sortedLocked() {
-		if n.adverts[s.name] && n.stream != nil {
+		if n.adverts[s.name] {
 			st.Advertising = append(st.Advertising, n.name)
 		}
 		if t.hostsLocked(n, s) {
