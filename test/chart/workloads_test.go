@@ -67,8 +67,8 @@ proxyClass:
 `},
 }
 
-// renderWorkload renders a ProxyGroup from the ConfigMap that the chart makes, as the operator does.
-func renderWorkload(t *testing.T, namespace, args, values string) string {
+// workloadFolder returns a folder with what the ConfigMap has that the chart makes.
+func workloadFolder(t *testing.T, namespace, args string) string {
 	t.Helper()
 	configMap := template(t, append([]string{"release", chart, "--namespace", namespace, "--show-only", "templates/workloads-configmap.yaml"}, strings.Fields(args)...)...)
 	var made corev1.ConfigMap
@@ -85,6 +85,13 @@ func renderWorkload(t *testing.T, namespace, args, values string) string {
 			t.Fatal(err)
 		}
 	}
+	return dir
+}
+
+// renderWorkload renders a ProxyGroup as the operator does.
+func renderWorkload(t *testing.T, namespace, args, values string) string {
+	t.Helper()
+	dir := workloadFolder(t, namespace, args)
 	given := filepath.Join(t.TempDir(), "values.yaml")
 	if err := os.WriteFile(given, []byte("impersonator: kube-apiserver-auth-proxy\n"+values), 0o600); err != nil {
 		t.Fatal(err)
@@ -189,6 +196,45 @@ func TestReplicaFlags(t *testing.T) {
 	for _, flag := range flags {
 		if !strings.Contains(help, " "+flag[1]+" ") {
 			t.Errorf("a replica gets the flag %s, which `tailhelm proxy` has not", flag[1])
+		}
+	}
+}
+
+// TestEveryWorkloadValueIsUsed is TestEveryValueIsUsed for the templates of the operator: what the chart gives
+// them is read, and what they read is given by the chart or, as workloads/values.yaml has it, by the operator.
+func TestEveryWorkloadValueIsUsed(t *testing.T) {
+	u, err := analyze(chart + "/workloads/templates")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := readValues(t, chart+"/workloads/values.yaml")
+	dir := workloadFolder(t, "tailscale", "")
+	values["defaults"] = readValues(t, dir+"/values.yaml")["defaults"]
+	for path, where := range u.reads {
+		if !exists(values, strings.Split(path, ".")) {
+			t.Errorf("%s reads .Values.%s, which neither the chart nor the operator gives", where, path)
+		}
+	}
+	// Fields of a ProxyClass are those of its definition. That one is of no use to templates: the operator
+	// makes nodePorts of it.
+	fields := readSchema(t).Definitions["com.tailscale.v1alpha1.ProxyClassSpec"].Properties
+	delete(fields, "staticEndpoints")
+	for field := range fields {
+		if !u.uses("proxyClass." + field) {
+			t.Errorf("no template of workloads reads the ProxyClass' field %s", field)
+		}
+	}
+	for path, where := range u.reads {
+		field, of := strings.CutPrefix(path, "proxyClass.")
+		if _, known := fields[strings.Split(field, ".")[0]]; of && !known {
+			t.Errorf("%s reads the ProxyClass' field %s, which it has not", where, field)
+		}
+	}
+	delete(values, "proxyClass")
+	delete(values["proxyGroup"].(map[string]any), "uid") // for templates of people
+	for _, leaf := range leaves(values, nil) {
+		if !u.uses(leaf) {
+			t.Errorf("no template of workloads reads %s", leaf)
 		}
 	}
 }
