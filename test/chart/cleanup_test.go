@@ -5,6 +5,7 @@ package chart
 
 import (
 	"encoding/json"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/tailhelm/tailhelm/test/kubernetes"
+	"github.com/tailhelm/tailhelm/test/tailhelm"
 )
 
 // TestCleanup uninstalls a release with the Job that cleans up before, whose end this test plays.
@@ -65,6 +67,17 @@ func TestCleanup(t *testing.T) {
 		impersonate("users", "alice@example.com"),
 	}}, false)
 
+	runCleanup(t, r, job)
+	mustRun(t, r.Kubectl(t.Context(), "wait", "--for=delete", "--timeout=1m", "proxygroup/my-cluster"))
+	for kind, name := range map[string]string{"secret": "operator", "proxygroup": "my-cluster"} {
+		if out, err := r.Kubectl(t.Context(), "--namespace=cleanup", "get", kind, name).CombinedOutput(); err == nil {
+			t.Errorf("tailhelm cleanup left %s", out)
+		}
+	}
+	if got := output(t, r.Kubectl(t.Context(), "--namespace=cleanup", "get", "deployment", "operator", "--output=jsonpath={.spec.replicas}")); got != "0" {
+		t.Errorf("tailhelm cleanup left the operator with %s replicas", got)
+	}
+
 	complete(t, r, job)
 	if err := <-ended; err != nil {
 		t.Fatalf("helm uninstall: %v", err)
@@ -91,6 +104,27 @@ func awaitJob(t *testing.T, watcher watch.Interface, ended <-chan error) *batchv
 		t.Fatalf("helm uninstall ended without a Job: %v", err)
 	}
 	return nil
+}
+
+// runCleanup runs what the Job's pod would, with the rights of its ServiceAccount. There are no
+// credentials for the Tailscale API.
+func runCleanup(t *testing.T, r *rig, job *batchv1.Job) {
+	t.Helper()
+	program, err := tailhelm.Build(t.Context(), t.TempDir(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := r.ServiceAccountToken(t.Context(), job.Namespace, job.Spec.Template.Spec.ServiceAccountName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig, err := r.KubeconfigFor("cleanup", r.TokenConfig(token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, job.Spec.Template.Spec.Containers[0].Args...)
+	cmd.Env = []string{"KUBECONFIG=" + kubeconfig, "CLIENT_ID_FILE=/nonexistent", "CLIENT_SECRET_FILE=/nonexistent"}
+	t.Logf("%s", mustRun(t, cmd))
 }
 
 // complete says that a Job has ended well, as its controller would.
