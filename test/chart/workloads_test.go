@@ -15,6 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/tailhelm/tailhelm/test/tailhelm"
 )
 
 // workloads are ProxyGroups as the operator renders them: arguments of the chart, and what
@@ -185,17 +187,29 @@ func (r *rig) admitReplica(t *testing.T, set *appsv1.StatefulSet) {
 	}
 }
 
-// TestReplicaFlags finds flags of the replicas that the program has not.
-func TestReplicaFlags(t *testing.T) {
-	help := output(t, exec.CommandContext(t.Context(), "go", "run", "-trimpath", root+"/cmd/tailhelm", "proxy", "--help"))
-	w := workloads["everything"]
-	flags := regexp.MustCompile(`- (--[a-z-]+)`).FindAllStringSubmatch(renderWorkload(t, "tailscale", w.args, w.values), -1)
-	if len(flags) == 0 {
-		t.Fatal("no flags")
+// TestFlags finds flags in pods that the program has not.
+func TestFlags(t *testing.T) {
+	program, err := tailhelm.Build(t.Context(), t.TempDir(), false)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, flag := range flags {
-		if !strings.Contains(help, " "+flag[1]+" ") {
-			t.Errorf("a replica gets the flag %s, which `tailhelm proxy` has not", flag[1])
+	of := func(name string) string {
+		return template(t, "release", chart, "--show-only", "templates/"+name+".yaml", "--values", "testdata/workloads.values.yaml",
+			"--set", "apiServerProxyConfig.mode=true,oauth.clientId=a,oauth.audience=b,tls.source=secret,tls.secretName=c,loginServer=https://control.example.com")
+	}
+	w := workloads["everything"]
+	for command, rendered := range map[string]string{
+		"operator": of("deployment"), "cleanup": of("cleanup-job"), "proxy": renderWorkload(t, "tailscale", w.args, w.values),
+	} {
+		help := output(t, exec.CommandContext(t.Context(), program, command, "--help"))
+		flags := regexp.MustCompile(`- (--[a-z-]+)`).FindAllStringSubmatch(rendered, -1)
+		if len(flags) == 0 {
+			t.Errorf("the pod of `tailhelm %s` has no flags", command)
+		}
+		for _, flag := range flags {
+			if !strings.Contains(help, " "+flag[1]+" ") {
+				t.Errorf("the chart sets the flag %s, which `tailhelm %s` has not", flag[1], command)
+			}
 		}
 	}
 }
