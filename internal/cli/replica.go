@@ -104,6 +104,9 @@ func (o *replicaOptions) endpoints() ([]netip.AddrPort, error) {
 type replica struct {
 	service       *tailnet.Service
 	withdrawDelay time.Duration
+	// followEndpoints keeps the node's static endpoints up to date until ctx is done; nil
+	// when there are none to follow.
+	followEndpoints func(context.Context)
 }
 
 // hosting returns the service of a replica. It waits for the state Secret until ctx
@@ -143,6 +146,12 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 	if err != nil {
 		return nil, err
 	}
+	var follow func(context.Context)
+	if config.Port != 0 { // static endpoints lead to a port that is known
+		follow = func(ctx context.Context) {
+			node.FollowEndpoints(ctx, client.CoreV1().Secrets(r.namespace), r.authKeySecret)
+		}
+	}
 	hosted := node.Service(tailcfg.ServiceName(r.service), 443, 80)
 	return &service{
 		options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: r.upstream(apiproxy.Mode(o.mode), cluster, client),
@@ -151,7 +160,7 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 			Client: client, Namespace: r.namespace, Secret: r.tlsSecret, Lease: r.lease, Identity: o.hostname, Log: config.Log,
 		}),
 		state: state, podUID: env("POD_UID"),
-		replica: &replica{service: hosted, withdrawDelay: r.withdrawDelay},
+		replica: &replica{service: hosted, withdrawDelay: r.withdrawDelay, followEndpoints: follow},
 	}, nil
 }
 
@@ -171,6 +180,9 @@ func (r *replica) run(ctx context.Context, checks []health.Check) error {
 		if c.Name != checkService {
 			others = append(others, c)
 		}
+	}
+	if r.followEndpoints != nil {
+		go r.followEndpoints(ctx)
 	}
 	return r.service.Run(ctx, func(ctx context.Context) error {
 		for name, why := range health.Failing(ctx, others...) {

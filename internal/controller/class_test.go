@@ -83,6 +83,14 @@ func TestClassOfAGroup(t *testing.T) {
 		}
 		return nil
 	})
+	w.eventually("pods with it", func(ctx context.Context) error {
+		pod := &corev1.Pod{}
+		if !w.exists(ctx, pod, g.Name+"-0") || pod.Spec.Containers[0].Image != used() {
+			return fmt.Errorf("image %v", pod.Spec.Containers)
+		}
+		return nil
+	})
+	w.waitReady(g)
 	if err := w.client.Delete(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}

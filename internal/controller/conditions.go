@@ -136,7 +136,8 @@ func (p *pass) setAPI() {
 // thing that is in the way.
 func (p *pass) setReady(failed error, ready int) {
 	wanted := len(p.wanted())
-	status, reason, message := metav1.ConditionFalse, v1alpha1.ReasonProxyGroupCreating, ""
+	var message string
+	status, reason := metav1.ConditionFalse, v1alpha1.ReasonProxyGroupCreating
 	switch {
 	case p.invalid != "":
 		reason, message = v1alpha1.ReasonProxyGroupInvalid, p.invalid

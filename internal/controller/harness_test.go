@@ -80,7 +80,7 @@ func newWorldIn(t *testing.T, cluster *kubernetes.Cluster, c client.Client, tn *
 	w.config = Config{
 		API:     tailapi.New(tailapi.Credentials{BaseURL: tn.URL(), ClientIDFile: filepath.Join(dir, "id"), ClientSecretFile: filepath.Join(dir, "secret")}),
 		Cluster: cluster.Config(), Impersonator: impersonator, Log: slog.New(slog.NewTextHandler(testLog{t}, nil)),
-		LoginServer: tn.URL(), Namespace: w.namespace, Operator: w.namespace + "/operator", Release: "operator", Tags: []string{tagK8s}, WorkloadsDir: "testdata/workloads", timing: quick,
+		LoginServer: tn.URL(), Namespace: w.namespace, Operator: w.namespace + "/operator", Release: "operator", Tags: []string{tagK8s}, WorkloadsDir: shared.workloads, timing: quick,
 	}
 	for _, f := range change {
 		f(&w.config)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -107,7 +108,7 @@ func (k *kubelet) play(ctx context.Context, pod *corev1.Pod) error {
 		return err
 	}
 	changes := map[string]any{}
-	if id := string(state.Data[tailnet.KeyDeviceID]); k.devices[id] == nil || state.Data[tailnet.KeyReissue] != nil {
+	if k.devices[string(state.Data[tailnet.KeyDeviceID])] == nil || state.Data[tailnet.KeyReissue] != nil {
 		key := string(config.Data[tailnet.KeyAuthKey])
 		if key == "" || k.refuse[key] {
 			return errors.Join(errNotYet, k.patch(ctx, state, map[string]any{tailnet.KeyReissue: key, tailnet.KeyPodUID: string(pod.UID)}))
@@ -153,7 +154,7 @@ func (k *kubelet) play(ctx context.Context, pod *corev1.Pod) error {
 	}
 	base := pod.DeepCopy()
 	pod.Status.Phase = corev1.PodRunning
-	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: status}}
+	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.Now()}}
 	return k.w.client.Status().Patch(ctx, pod, client.MergeFrom(base))
 }
 

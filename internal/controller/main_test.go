@@ -9,12 +9,16 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/discovery"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/yaml"
 
 	"github.com/go-logr/logr"
 
@@ -35,6 +39,8 @@ var quick = timing{
 var shared struct {
 	cluster *kubernetes.Cluster
 	client  client.Client
+	// workloads is the folder with the chart's templates, as the operator's pod has it.
+	workloads string
 }
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
@@ -56,6 +62,13 @@ func testMain(m *testing.M) (code int) {
 		return 1
 	}
 	if shared.client, err = newCluster(ctx, shared.cluster); err != nil {
+		return 1
+	}
+	if shared.workloads, err = os.MkdirTemp("", "workloads-"); err != nil {
+		return 1
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(shared.workloads)) }()
+	if err = writeWorkloads(ctx, shared.cluster, shared.workloads); err != nil {
 		return 1
 	}
 	return m.Run()
@@ -81,4 +94,26 @@ func newCluster(ctx context.Context, cluster *kubernetes.Cluster) (client.Client
 		return nil, err
 	}
 	return c, waitForCRDs(ctx, d, log)
+}
+
+// writeWorkloads writes into dir what the chart mounts into the operator's pod.
+func writeWorkloads(ctx context.Context, cluster *kubernetes.Cluster, dir string) error {
+	out, err := cluster.Helm(ctx, "template", "operator", "../../charts/tailscale-operator", "--namespace", "tailscale",
+		"--kube-version", "1.36", "--show-only", "templates/workloads-configmap.yaml").Output()
+	var failed *exec.ExitError
+	if errors.As(err, &failed) {
+		return fmt.Errorf("rendering the chart: %w: %s", err, failed.Stderr)
+	} else if err != nil {
+		return fmt.Errorf("rendering the chart: %w", err)
+	}
+	var files corev1.ConfigMap
+	if err := yaml.Unmarshal(out, &files); err != nil {
+		return fmt.Errorf("reading the chart's ConfigMap: %w", err)
+	}
+	for name, content := range files.Data {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -3,7 +3,11 @@
 
 package controller
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/tailhelm/tailhelm/internal/tailnet"
+)
 
 // Labels of all objects of a group, as the official operator has them.
 const (
@@ -41,13 +45,15 @@ const (
 
 // Keys of a replica's config Secret.
 const (
-	keyAuthKey         = "authkey"
-	keyStaticEndpoints = "static-endpoints"
+	keyAuthKey         = tailnet.KeyAuthKey
+	keyStaticEndpoints = tailnet.KeyStaticEndpoints
 )
 
 // Names of a group's Secrets.
 func stateSecretName(group string, ordinal int) string { return fmt.Sprintf("%s-%d", group, ordinal) }
+
 func configSecretName(group string, ordinal int) string {
-	return fmt.Sprintf("%s-%d-config", group, ordinal)
+	return stateSecretName(group, ordinal) + "-config"
 }
+
 func tlsSecretName(group string) string { return group + "-tls" }

@@ -80,13 +80,17 @@ func claimOf(annotations map[string]string, self owner, gone func(resource) bool
 		return claimUnmarked, "somebody whose annotation " + ownerAnnotation + " cannot be read"
 	}
 	if len(found.Refs) > 1 {
-		for _, o := range found.Refs {
-			if o.Resource == nil || o.Resource.UID != self.Resource.UID {
-				return claimForeign, o.String() + ", among others"
-			}
+		other := found.Refs[0]
+		if other.Resource != nil && other.Resource.UID == self.Resource.UID {
+			other = found.Refs[1]
 		}
+		return claimForeign, other.String() + ", among others"
 	}
-	o := found.Refs[0]
+	return claimOfOne(found.Refs[0], self, gone)
+}
+
+// claimOfOne is claimOf for a Service with one owner.
+func claimOfOne(o, self owner, gone func(resource) bool) (claim, string) {
 	switch r := o.Resource; {
 	case r == nil || r.Kind != self.Resource.Kind:
 		return claimForeign, o.String()

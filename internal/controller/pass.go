@@ -73,14 +73,8 @@ func (p *pass) run(ctx context.Context) error {
 	if err := p.validate(ctx); err != nil || p.invalid != "" {
 		return err
 	}
-	if err := p.ensureService(ctx); err != nil {
+	if err := p.ensureService(ctx); err != nil || !p.mayRun() {
 		return err
-	}
-	if p.invalid == "" && !p.owns(p.serviceName()) {
-		return nil // without the Service there is nothing to serve on
-	}
-	if (p.foreign || p.noClass != "") && !p.ran() {
-		return nil
 	}
 	if err := p.ensureSecrets(ctx); err != nil || p.invalid != "" && !p.foreign {
 		return err
@@ -95,6 +89,14 @@ func (p *pass) run(ctx context.Context) error {
 		return err
 	}
 	return p.tidy(ctx)
+}
+
+// mayRun reports whether there is anything to run replicas for, or to stop.
+func (p *pass) mayRun() bool {
+	if p.foreign || p.noClass != "" {
+		return p.ran()
+	}
+	return p.owns(p.serviceName()) // without the Service there is nothing to serve on
 }
 
 // ran reports whether the group has replicas, or had them.

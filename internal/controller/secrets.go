@@ -94,23 +94,12 @@ func (p *pass) ensureKeys(ctx context.Context) error {
 func (p *pass) ensureKey(ctx context.Context, r replica) error {
 	key, ends := string(r.config.Data[keyAuthKey]), keyEnds(r.config)
 	usable := key != "" && time.Now().Before(ends)
-	refused, asks := r.state.Data[tailnet.KeyReissue]
 	device := r.deviceID()
+	refused, asks := r.state.Data[tailnet.KeyReissue]
+	if asks {
+		return p.reissueKey(ctx, r, usable && key != string(refused), ends)
+	}
 	switch {
-	case asks && (!usable || key == string(refused)):
-		if wait := time.Until(ends.Add(p.config.timing.reissue - p.config.timing.keyLife)); key != "" && wait > 0 {
-			p.lookAgain(wait)
-			return nil
-		}
-		if err := p.mintKey(ctx, r, device); err != nil {
-			return err
-		}
-		if device != "" || len(refused) > 0 { // else it was only faster than we
-			p.event(p.group, corev1.EventTypeWarning, "AuthKeyReissued", "EnsureAuthKey", "replica %d could not log in and got another auth key", r.ordinal)
-		}
-		return p.dropMarker(ctx, r)
-	case asks:
-		return p.dropMarker(ctx, r)
 	case device == "" && !usable:
 		return p.mintKey(ctx, r, "")
 	case device != "" && key != "" && (!usable || r.config.Annotations[annotationKeyReplaces] != device):
@@ -119,6 +108,25 @@ func (p *pass) ensureKey(ctx context.Context, r replica) error {
 		p.lookAgain(max(time.Until(ends), time.Second))
 	}
 	return nil
+}
+
+// reissueKey gives a replica that asks for it another auth key, unless it has one that
+// it has not seen yet. ends is when the last key ends.
+func (p *pass) reissueKey(ctx context.Context, r replica, has bool, ends time.Time) error {
+	if has {
+		return p.dropMarker(ctx, r)
+	}
+	if wait := time.Until(ends.Add(p.config.timing.reissue - p.config.timing.keyLife)); len(r.config.Data[keyAuthKey]) > 0 && wait > 0 {
+		p.lookAgain(wait)
+		return nil
+	}
+	if err := p.mintKey(ctx, r, r.deviceID()); err != nil {
+		return err
+	}
+	if r.deviceID() != "" || len(r.state.Data[tailnet.KeyReissue]) > 0 { // else it was only faster than we
+		p.event(p.group, corev1.EventTypeWarning, "AuthKeyReissued", "EnsureAuthKey", "replica %d could not log in and got another auth key", r.ordinal)
+	}
+	return p.dropMarker(ctx, r)
 }
 
 // keyEnds returns until when the auth key in a config Secret counts.

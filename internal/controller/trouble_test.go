@@ -93,7 +93,7 @@ func TestRateLimitIsKept(t *testing.T) {
 	w.waitCondition(g, v1alpha1.TailscaleAPIAvailable, metav1.ConditionFalse, "RateLimited")
 	calls := w.tailnet.Calls(tailnet.PathAPI)
 	for i := range 5 {
-		w.edit(g, replicas(int32(i+2))) //nolint:gosec // a small number
+		w.edit(g, replicas(int32(i+2)))
 		w.waitCondition(g, v1alpha1.TailscaleAPIAvailable, metav1.ConditionFalse, "RateLimited")
 	}
 	if n := w.tailnet.Calls(tailnet.PathAPI) - calls; n > 0 {
@@ -123,7 +123,7 @@ func TestDeletedWhileAPIIsDown(t *testing.T) {
 	if err := w.client.Delete(t.Context(), g); err != nil {
 		t.Fatal(err)
 	}
-	w.eventually("what is left, in a condition", func(ctx context.Context) error {
+	w.eventually("what is left, in a condition", func(context.Context) error {
 		w.read(g)
 		c := condition(g, v1alpha1.ProxyGroupReady)
 		if c.Reason != reasonDeleting || !strings.Contains(c.Message, "Tailscale Service svc:"+g.Name) || !strings.Contains(c.Message, annotationAbandon) {

@@ -118,18 +118,25 @@ func (s Set) Stamp(object metav1.Object) {
 	object.SetOwnerReferences([]metav1.OwnerReference{s.Owner})
 }
 
-// Apply makes the cluster have the objects. Objects of kinds that the cluster does not
-// know are left out and returned, if it may lack the kind. It stops at the first error.
+// Apply makes the cluster have the objects: all of them, or none when one is somebody
+// else's. Objects of kinds that the cluster does not know are left out and returned, if
+// it may lack the kind. It stops at the first error.
 func (s Set) Apply(ctx context.Context, objects []*unstructured.Unstructured) (unknown []*unstructured.Unstructured, err error) {
+	var known []*unstructured.Unstructured
 	for _, object := range objects {
 		kind := object.GroupVersionKind()
 		err := s.Claim(ctx, kind, object.GetName())
-		if kind == ServiceMonitorKind && meta.IsNoMatchError(err) {
+		switch {
+		case kind == ServiceMonitorKind && meta.IsNoMatchError(err):
 			unknown = append(unknown, object)
-			continue
-		} else if err != nil {
+		case err != nil:
 			return unknown, err
+		default:
+			known = append(known, object)
 		}
+	}
+	for _, object := range known {
+		kind := object.GroupVersionKind()
 		s.Stamp(object)
 		if err := s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(object), client.FieldOwner(FieldManager), client.ForceOwnership); err != nil {
 			return unknown, fmt.Errorf("applying %s %s: %w", kind.Kind, object.GetName(), err)

@@ -1,0 +1,147 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/discovery"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tailhelm/tailhelm/api/v1alpha1"
+	"github.com/tailhelm/tailhelm/internal/tailnet"
+	"github.com/tailhelm/tailhelm/test/kubernetes"
+	testtailnet "github.com/tailhelm/tailhelm/test/tailnet"
+)
+
+// Definitions are installed and upgraded, a newer one stays, and so does that of another
+// operator that is in use. Without definitions the controllers wait, and say so.
+func TestCRDs(t *testing.T) {
+	t.Parallel()
+	cluster := kubernetes.New(t, kubernetes.Options{})
+	s, err := scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(cluster.Config(), client.Options{Scheme: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := discovery.NewDiscoveryClientForConfig(cluster.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := waitForCRDs(ctx, d, logger); err == nil || strings.Count(log.String(), "wait for the CustomResourceDefinitions") != 1 {
+		t.Errorf("error %v, log %s", err, &log)
+	}
+	if err := InstallCRDs(t.Context(), c, logger); err != nil {
+		t.Fatal(err)
+	}
+	if err := waitForCRDs(t.Context(), d, logger); err != nil {
+		t.Fatal(err)
+	}
+	crd := &unstructured.Unstructured{}
+	crd.SetGroupVersionKind(apiextensionsv1.SchemeGroupVersion.WithKind("CustomResourceDefinition"))
+	change := func(revision string) {
+		t.Helper()
+		if err := c.Get(t.Context(), client.ObjectKey{Name: "proxyclasses.tailscale.com"}, crd); err != nil {
+			t.Fatal(err)
+		}
+		base := crd.DeepCopy()
+		annotate(crd, v1alpha1.RevisionAnnotation, revision)
+		crd.SetLabels(map[string]string{"app.kubernetes.io/part-of": "another"})
+		if err := c.Patch(t.Context(), crd, client.MergeFrom(base)); err != nil {
+			t.Fatal(err)
+		}
+		if err := InstallCRDs(t.Context(), c, logger); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(crd), crd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for revision, upgraded := range map[string]bool{"0": true, "": true, "999": false} {
+		if change(revision); (crd.GetLabels()["app.kubernetes.io/part-of"] == "tailhelm") != upgraded {
+			t.Errorf("revision %q: labels %v", revision, crd.GetLabels())
+		}
+	}
+}
+
+// Cleanup deletes the operator's groups while it runs, stops it, and deletes its device
+// and the state of it.
+func TestCleanup(t *testing.T) {
+	w := newWorld(t)
+	g := w.group(replicas(1))
+	w.waitReady(g)
+	labels := map[string]string{"app": "operator"}
+	w.create(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Spec: appsv1.DeploymentSpec{
+		Replicas: ptr.To[int32](1), Selector: &metav1.LabelSelector{MatchLabels: labels},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "operator", Image: "x"}}}},
+	}})
+	device, err := w.tailnet.Device(t.Context(), "operator", testtailnet.Identity{Tags: []string{tagK8s}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = device.Close() })
+	list, err := w.admin.Devices().List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}}
+	for _, d := range list {
+		if d.Hostname == "operator" {
+			state.Data = map[string][]byte{tailnet.KeyDeviceID: []byte(d.NodeID)}
+		}
+	}
+	w.create(state)
+	cleanup := Cleanup{
+		API: w.config.API, Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace,
+		Operator: w.config.Operator, StateSecret: "operator", Timeout: patience,
+	}
+	if err := cleanup.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.checkNothingLeft(g)
+	if w.exists(t.Context(), &corev1.Secret{}, "operator") {
+		t.Error("the state is left")
+	}
+	if err := cleanup.Run(t.Context()); err != nil {
+		t.Errorf("again: %v", err)
+	}
+}
+
+// Cleanup ends even when the operator does not run and the API is down.
+func TestCleanupWithoutOperator(t *testing.T) {
+	w := newWorld(t)
+	g := w.group(replicas(1))
+	w.waitReady(g)
+	w.stop()
+	w.tailnet.Fail(testtailnet.PathAPI, testtailnet.Fault{Status: http.StatusInternalServerError})
+	cleanup := Cleanup{Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace, Operator: w.config.Operator, StateSecret: "operator", Timeout: 8 * time.Second}
+	if err := cleanup.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(g), g); !apierrors.IsNotFound(err) {
+		t.Error(fmt.Errorf("the group is there: %w", err))
+	}
+	w.tailnet.ClearFaults()
+}
