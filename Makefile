@@ -13,6 +13,8 @@ PURE := CGO_ENABLED=0
 TESTFLAGS ?=
 # Packages that make test and make lint look at.
 PACKAGES ?= ./...
+# Flags of the tests of make e2e themselves, for example E2EFLAGS='-keep -reuse'.
+E2EFLAGS ?=
 # How long make fuzz spends on each target.
 FUZZTIME ?= 30s
 
@@ -128,6 +130,16 @@ kind-node-image: ## Build kind's node image where no container registry is reach
 	@mkdir -p $(BIN)
 	$(PURE) go run -trimpath ./test/kubernetes/nodeimage > $(BIN)/kind-node-image.new
 	@mv $(BIN)/kind-node-image.new $(BIN)/kind-node-image && cat $(BIN)/kind-node-image
+
+# Tests that make e2e runs, as a regular expression; all of them by default.
+RUN ?=
+
+.PHONY: e2e
+e2e: ## Install, use and break the chart on a kind cluster (RUN=TestName for one test; needs Docker)
+	@docker info >/dev/null 2>&1 || { echo "make e2e needs a Docker engine, and none is running (.ci/docker-engine starts Debian's)" >&2; exit 1; }
+	@$(MAKE) --no-print-directory images IMAGES=$(BIN)/e2e-images ARCHITECTURES=$$(go env GOARCH)
+	$(PURE) go -C test/e2e test -v -count=1 -timeout 40m -parallel 3 -run '$(RUN)' $(TESTFLAGS) . -args \
+		-image="$(CURDIR)/$(BIN)/e2e-images/tailhelm-$$(go env GOARCH).tar" -node-image="$$(cat $(BIN)/kind-node-image 2>/dev/null)" $(E2EFLAGS)
 
 .PHONY: demo
 demo: ## Real kubectl processes reach a real kube-apiserver (HOLD=1 keeps it up)

@@ -72,8 +72,8 @@ func userland(ctx context.Context, dir string) (string, error) {
 			return "", err
 		}
 	}
-	tar := exec.CommandContext(ctx, "tar", "-C", root, "-c", ".") //nolint:gosec // A folder of ours.
-	load := exec.CommandContext(ctx, "docker", "import", "--change", "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "-", name)
+	tar := exec.CommandContext(ctx, "tar", "-C", root, "-c", ".")                                                                                        //nolint:gosec // A folder of ours.
+	load := exec.CommandContext(ctx, "docker", "import", "--change", "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "-", name) //nolint:gosec // The name is ours.
 	load.Stderr = os.Stderr
 	var err error
 	if load.Stdin, err = tar.StdoutPipe(); err != nil {

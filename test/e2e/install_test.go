@@ -1,0 +1,180 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tailhelm/tailhelm/test/e2e/framework"
+)
+
+// permutation is a way to install the chart.
+type permutation struct {
+	// example is the name of a values file, or empty.
+	example string
+	// labels are of the namespace.
+	labels map[string]string
+	// prepare makes what the installation expects to be there, and its credentials.
+	prepare func(t *testing.T, r *framework.Release)
+	// callers configures the clients; [framework.Suite.Callers] by default.
+	callers func(ctx context.Context, device string) ([]*framework.Caller, error)
+	// noACME: the proxy orders no certificate.
+	noACME bool
+	// stays: the device is still there after uninstallation, because nothing has access to
+	// the Tailscale API.
+	stays bool
+}
+
+func oauth(t *testing.T, r *framework.Release) {
+	t.Helper()
+	r.UseOAuth(framework.OperatorTag)
+}
+
+func tokens(ctx context.Context, device string) ([]*framework.Caller, error) {
+	return suite.TokenCallers(ctx, device)
+}
+
+// permutations are the documented ways to install: the files of values-examples and the
+// three commands of the documentation.
+func permutations() map[string]permutation {
+	return map[string]permutation{
+		"access-bindings": {example: "access-bindings", prepare: accessBindings},
+		"air-gapped":      {example: "air-gapped", prepare: airGapped, callers: ownAuthority, noACME: true, stays: true},
+		"auth":            {example: "auth", prepare: oauth},
+		"custom-login-server": {
+			example: "custom-login-server", noACME: true, stays: true,
+			prepare: func(t *testing.T, r *framework.Release) { t.Helper(); r.UseAuthKey(t) },
+			callers: func(ctx context.Context, device string) ([]*framework.Caller, error) {
+				return suite.Callers(ctx, device, "--http")
+			},
+		},
+		"documented-auth":   {prepare: withValue("apiServerProxyConfig.mode", "true")},
+		"documented-noauth": {prepare: withValue("apiServerProxyConfig.mode", "noauth"), callers: tokens},
+		"existing-secret":   {example: "existing-secret", prepare: existingSecret},
+		"monitoring":        {example: "monitoring", prepare: monitoring},
+		"noauth":            {example: "noauth", prepare: oauth, callers: tokens},
+		"openshift":         {example: "openshift", prepare: oauth},
+		"own-certificate":   {example: "own-certificate", prepare: ownCertificate, callers: ownAuthority, noACME: true},
+		"restricted-namespace": {
+			example: "restricted-namespace", prepare: oauth,
+			labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+		},
+		"second-release":    {example: "second-release", prepare: secondRelease, callers: tokens},
+		"workload-identity": {example: "workload-identity", prepare: workloadIdentity},
+	}
+}
+
+// notOnKind are the examples that a kind cluster cannot run, with the reason.
+var notOnKind = map[string]string{
+	"csi-secret-volume": "needs a CSI driver, whose image is in no Go module",
+}
+
+// TestEveryExample keeps an example from being forgotten here.
+func TestEveryExample(t *testing.T) {
+	used := map[string]bool{}
+	for _, p := range permutations() {
+		used[p.example] = true
+	}
+	for example := range groups {
+		used[example] = true
+	}
+	paths, err := filepath.Glob(framework.Root + "/values-examples/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	for _, path := range paths {
+		name := strings.TrimSuffix(filepath.Base(path), ".yaml")
+		if _, excused := notOnKind[name]; used[name] == excused {
+			t.Errorf("example %s: installed %t, excused %t; want one of both", name, used[name], excused)
+		}
+	}
+}
+
+// TestInstall installs each permutation, uses it, upgrades it, and uninstalls it.
+func TestInstall(t *testing.T) {
+	for name, p := range permutations() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := suite.NewRelease(t, name, p.labels)
+			if p.example != "" {
+				r.Files = []string{p.example}
+			}
+			p.prepare(t, r)
+			r.Upgrade(t)
+			use(t, r, p)
+			upgrade(t, r, p)
+			r.Uninstall(t)
+			checkGone(t, r, p.stays)
+		})
+	}
+}
+
+// use has all callers use a release.
+func use(t *testing.T, r *framework.Release, p permutation) {
+	t.Helper()
+	framework.Use(t, r.Namespace, callersOf(t, r, p))
+}
+
+func callersOf(t *testing.T, r *framework.Release, p permutation) []*framework.Caller {
+	t.Helper()
+	return callersAt(t, r.Device(t).FQDN, p)
+}
+
+// callersAt configures the clients for a name on the tailnet, and waits until they reach
+// it.
+func callersAt(t *testing.T, name string, p permutation) []*framework.Caller {
+	t.Helper()
+	configure := p.callers
+	if configure == nil {
+		configure = func(ctx context.Context, device string) ([]*framework.Caller, error) {
+			return suite.Callers(ctx, device)
+		}
+	}
+	callers, err := configure(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range callers {
+		c.WaitReachable(t)
+	}
+	return callers
+}
+
+// upgrade changes a value that restarts the pod, and checks that it comes back as the
+// same device, with the same name and certificate.
+func upgrade(t *testing.T, r *framework.Release, p permutation) {
+	t.Helper()
+	before, orders := r.Device(t), suite.Tailnet.CertificateOrders(r.Device(t).FQDN)
+	if want := 1; !p.noACME && orders != want || p.noACME && orders != 0 {
+		t.Errorf("%d certificates were ordered for %s", orders, before.FQDN)
+	}
+	r.Values["operatorConfig.podAnnotations.upgraded"] = "yes"
+	r.Upgrade(t)
+	after := r.Device(t)
+	if after.ID != before.ID || after.FQDN != before.FQDN {
+		t.Errorf("after an upgrade the device is %s (%s), before it was %s (%s)", after.FQDN, after.ID, before.FQDN, before.ID)
+	}
+	if n := suite.Tailnet.CertificateOrders(after.FQDN); n != orders {
+		t.Errorf("the upgrade ordered %d certificates", n-orders)
+	}
+	for _, c := range callersOf(t, r, p) {
+		c.CheckIdentity(t)
+	}
+}
+
+// checkGone checks that helm uninstall has left nothing that works on.
+func checkGone(t *testing.T, r *framework.Release, stays bool) {
+	t.Helper()
+	if err := suite.Tailnet.WaitOnline(t.Context(), r.Hostname, false); err != nil {
+		t.Errorf("after helm uninstall: %v", err)
+	}
+	if devices := r.Devices(); len(devices) > 0 && !stays {
+		t.Errorf("after helm uninstall the tailnet still has %+v", devices)
+	}
+	// helm does not wait for pods, which drain.
+	framework.Wait(t, "the pods to end", func(ctx context.Context) bool { return len(r.Pods(ctx, t)) == 0 })
+}
