@@ -168,7 +168,7 @@ func (c *Certificates) refresh(ctx context.Context, domain string) error {
 // rate limit asks for, if that is longer than the backoff's next step. Looking
 // again whether HTTPS was enabled costs nothing.
 func pauseAfter(err error, backoff *wait.Backoff) time.Duration {
-	if errors.Is(err, errHTTPSDisabled) {
+	if errors.Is(err, errHTTPSDisabled) || errors.Is(err, errNoHost) {
 		return domainCheck
 	}
 	d := backoff.Step()

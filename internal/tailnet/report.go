@@ -33,13 +33,24 @@ const (
 	KeyChecks = "checks"
 )
 
-// reportInterval is how often the checks are asked for the report.
-const reportInterval = 2 * time.Second
+const (
+	// reportInterval is how often the checks are asked for the report.
+	reportInterval = 2 * time.Second
+	// restoreInterval is how often the Secret is looked at that holds it.
+	restoreInterval = 30 * time.Second
+)
 
 // Report tells in the node's state Secret how the node is, until ctx is done: which device this is, which pod runs it, and which checks fail.
 func (n *Node) Report(ctx context.Context, store *SecretStore, podUID string, failing func(context.Context) map[string]string) error {
 	written := map[string][]byte{}
+	restored := time.Now()
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
+		if time.Since(restored) > restoreInterval {
+			restored = time.Now()
+			if err := store.Restore(ctx); err != nil {
+				n.config.Log.WarnContext(ctx, "the device's state", "error", err)
+			}
+		}
 		report, err := n.report(podUID, failing(ctx))
 		if err == nil {
 			for key, value := range written {

@@ -23,6 +23,10 @@ import (
 // Service. It fails only while the device is not on the tailnet.
 var serviceBackoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 7, Cap: 10 * time.Second}
 
+// unreadyGrace is how long a host of a Service may be not ready before it is withdrawn.
+// It outlasts a restart of the API server, for which every host is not ready.
+const unreadyGrace = time.Minute
+
 // Service is a Tailscale Service of which the node is a host: one name and address
 // in the tailnet, served by whichever host is up.
 //
@@ -37,6 +41,9 @@ type Service struct {
 
 	mu        sync.Mutex
 	listeners map[uint16]*serviceListener
+
+	advertising sync.Mutex // held while telling Tailscale's code
+	leaving     bool       // withdrawn for good
 }
 
 // Service makes the node a host of TCP ports of the named Service (svc:name). It must
@@ -89,32 +96,41 @@ func (s *Service) Ready(context.Context) error {
 	return nil
 }
 
-// Run declares the Service to the tailnet and advertises it as soon as ready
-// returns nil, which it asks once a second. It returns nil once ctx is done. It does
-// not withdraw the Service then: see [Service.Withdraw].
+// Run declares the Service to the tailnet, and advertises it while ready returns nil,
+// which it asks once a second. A host that is not ready for longer than unreadyGrace is
+// withdrawn: others may be. Run returns nil once ctx is done. It does not withdraw the
+// Service then: see [Service.Withdraw].
 func (s *Service) Run(ctx context.Context, ready func(context.Context) error) error {
 	defer s.node.server.RegisterFallbackTCPHandler(s.accept)()
 	if err := s.retry(ctx, s.declare); err != nil {
 		return nil //nolint:nilerr // ctx is done
 	}
 	s.node.config.Log.InfoContext(ctx, "hosting a Tailscale Service", "service", s.name)
-	for ready(ctx) != nil {
-		if pause(ctx, time.Second) != nil {
-			return nil
+	advertised, lastReady := false, time.Now()
+	for ; ctx.Err() == nil; _ = pause(ctx, time.Second) {
+		err := ready(ctx)
+		if err == nil {
+			lastReady = time.Now()
+		}
+		wanted := err == nil || advertised && time.Since(lastReady) < unreadyGrace
+		if wanted == advertised || ctx.Err() != nil {
+			continue
+		}
+		if s.retry(ctx, func(ctx context.Context) error { return s.advertise(ctx, wanted) }) == nil {
+			advertised = wanted
+			s.node.config.Log.InfoContext(ctx, "Tailscale Service", "service", s.name, "advertised", advertised, "reason", err)
 		}
 	}
-	if err := s.retry(ctx, func(ctx context.Context) error { return s.advertise(ctx, true) }); err != nil {
-		return nil //nolint:nilerr // ctx is done
-	}
-	s.node.config.Log.InfoContext(ctx, "advertising a Tailscale Service", "service", s.name)
-	<-ctx.Done()
 	return nil
 }
 
-// Withdraw tells the tailnet to send clients to other hosts of the Service.
+// Withdraw tells the tailnet to send clients to other hosts of the Service, for good.
 // Connections go on until their clients hear of it, which takes the tailnet up to
 // some 15 seconds.
 func (s *Service) Withdraw(ctx context.Context) error {
+	s.advertising.Lock()
+	s.leaving = true
+	s.advertising.Unlock()
 	if err := s.advertise(ctx, false); err != nil {
 		return err
 	}
@@ -154,6 +170,9 @@ func (s *Service) declare(ctx context.Context) error {
 
 // advertise says whether the tailnet may send clients to this host.
 func (s *Service) advertise(ctx context.Context, on bool) error {
+	s.advertising.Lock()
+	defer s.advertising.Unlock()
+	on = on && !s.leaving
 	prefs := &ipn.MaskedPrefs{AdvertiseServicesSet: true}
 	if on {
 		prefs.AdvertiseServices = []string{s.name.String()}

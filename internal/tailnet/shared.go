@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -93,7 +94,7 @@ func (c *SharedCertificates) Ready(context.Context) error {
 		err = *failure
 	}
 	cert := c.current.Load()
-	if cert != nil && cert.Leaf.VerifyHostname(c.service.Name()) != nil {
+	if cert != nil && !isFor(cert, c.service.Name()) {
 		return fmt.Errorf("the certificate is for %v, not for %s: %w", names(cert), c.service.Name(), err)
 	}
 	return validNow(cert, err)
@@ -107,8 +108,8 @@ func (c *SharedCertificates) Expiry() time.Time {
 	return time.Time{}
 }
 
-// Run loads the certificate whenever it changes, and orders it while this replica
-// is the one that does, until ctx is done.
+// Run loads the certificate whenever it changes, and orders it when it is due and this
+// replica is the one that does, until ctx is done.
 func (c *SharedCertificates) Run(ctx context.Context) error {
 	elector, err := c.elector()
 	if err != nil {
@@ -120,17 +121,50 @@ func (c *SharedCertificates) Run(ctx context.Context) error {
 	group.Go(func() error {
 		select {
 		case <-loaded: // or the certificate that there is would be ordered again
+			c.compete(ctx, elector)
 		case <-ctx.Done():
-		}
-		for ctx.Err() == nil {
-			elector.Run(ctx) // returns when the Lease is lost, too
 		}
 		return nil
 	})
 	return group.Wait()
 }
 
-// elector returns what runs order while this replica holds the Lease.
+// compete takes part in elections while the certificate is due. A replica that needs
+// none leaves the Lease to one that does: in the update that renames a Service, only
+// the new replicas do.
+func (c *SharedCertificates) compete(ctx context.Context, elector *leaderelection.LeaderElector) {
+	for c.awaitDue(ctx, true) == nil && ctx.Err() == nil {
+		competing, stop := context.WithCancel(ctx)
+		go func() {
+			_ = c.awaitDue(competing, false)
+			stop()
+		}()
+		elector.Run(competing) // returns when the Lease is lost, too
+		stop()
+	}
+}
+
+// awaitDue returns nil when the certificate is due, or is not, and ctx's error once ctx
+// is done.
+func (c *SharedCertificates) awaitDue(ctx context.Context, due bool) error {
+	return wait.PollUntilContextCancel(ctx, time.Second, true, func(context.Context) (bool, error) { return c.due() == due, nil })
+}
+
+// due reports whether the certificate is missing or in the last third of its life.
+func (c *SharedCertificates) due() bool {
+	name, cert := c.service.Name(), c.current.Load()
+	return name != "" && (cert == nil || !isFor(cert, name) || time.Until(cert.Leaf.NotAfter) <= lastThird(cert))
+}
+
+// isFor reports whether cert is for a name.
+func isFor(cert *tls.Certificate, name string) bool { return cert.Leaf.VerifyHostname(name) == nil }
+
+// lastThird is how long the last third of cert's life is.
+func lastThird(cert *tls.Certificate) time.Duration {
+	return cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore) / 3
+}
+
+// elector returns what runs issue while this replica holds the Lease.
 func (c *SharedCertificates) elector() (*leaderelection.LeaderElector, error) {
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
@@ -190,48 +224,45 @@ func (c *SharedCertificates) load(ctx context.Context, secret *corev1.Secret) {
 		c.config.Log.WarnContext(ctx, "the certificate cannot be read", "secret", c.config.Secret, "error", err)
 		return
 	}
-	if old := c.current.Load(); old == nil || !old.Leaf.Equal(cert.Leaf) {
+	old, name := c.current.Load(), c.service.Name()
+	if old != nil && isFor(old, name) && !isFor(&cert, name) {
+		return // of the replicas that will replace this one, in an update that renames the Service
+	}
+	if old == nil || !old.Leaf.Equal(cert.Leaf) {
 		c.current.Store(&cert)
 		c.config.Log.InfoContext(ctx, "certificate", "domains", names(&cert), "expires", cert.Leaf.NotAfter)
 	}
 }
 
-// issue orders the certificate whenever it is due, until ctx is done.
+// issue orders the certificate. It tries until there is one or ctx is done.
 func (c *SharedCertificates) issue(ctx context.Context) {
 	c.config.Log.InfoContext(ctx, "this replica orders the certificate", "lease", c.config.Lease)
-	for backoff := issueBackoff; ; {
-		if c.service.node.await(ctx, func(s status) bool { return s.state == ipn.Running && s.name != "" }) != nil {
+	for backoff := issueBackoff; ctx.Err() == nil; {
+		if c.service.node.await(ctx, func(s status) bool { return s.state == ipn.Running }) != nil {
 			return
 		}
-		next := renewalCheck
-		if err := c.renew(ctx); ctx.Err() != nil {
-			return
-		} else if err != nil {
-			next = pauseAfter(err, &backoff)
-			if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
-				c.config.Log.WarnContext(ctx, "certificate", "error", err, "retryIn", next.String())
-			}
-		} else {
+		err := c.renew(ctx)
+		if err == nil || ctx.Err() != nil {
 			c.failure.Store(nil)
-			backoff = issueBackoff
-			next = min(next, time.Until(c.Expiry())/6)
-		}
-		if pause(ctx, max(next, time.Second)) != nil {
 			return
 		}
+		next := pauseAfter(err, &backoff)
+		if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
+			c.config.Log.WarnContext(ctx, "certificate", "error", err, "retryIn", next.String())
+		}
+		_ = pause(ctx, next)
 	}
 }
 
-// renew orders the certificate and shares it, if the one that is shared is not for
-// the Service or in the last third of its life.
+// renew orders the certificate and shares it, if it is due.
 func (c *SharedCertificates) renew(ctx context.Context) error {
+	if !c.due() {
+		return nil
+	}
 	domain := c.service.Name()
-	var remaining time.Duration
-	if cert := c.current.Load(); cert != nil && cert.Leaf.VerifyHostname(domain) == nil {
-		remaining = cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore) / 3
-		if time.Until(cert.Leaf.NotAfter) > remaining {
-			return nil
-		}
+	var remaining time.Duration // which one that Tailscale's code has kept must have left
+	if cert := c.current.Load(); cert != nil && isFor(cert, domain) {
+		remaining = lastThird(cert)
 	}
 	switch domains := c.domains(); {
 	case len(domains) == 0:

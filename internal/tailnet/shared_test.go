@@ -111,7 +111,7 @@ func TestSharedCertificate(t *testing.T) {
 
 		a.end(t)
 		time.Sleep(life * 2 / 3)
-		time.Sleep(life / 6)
+		time.Sleep(life / 12)
 		synctest.Wait()
 		if len(g.orders) != 2 || g.orders[1] != "g-1" || g.minima[1] != life/3 {
 			t.Fatalf("orders of %v for validities of %v, want a renewal by the second replica, due in the last third", g.orders, g.minima)
@@ -164,6 +164,29 @@ func TestSharedCertificateForAnotherName(t *testing.T) {
 			t.Errorf("not ready: %v", err)
 		}
 		r.end(t)
+	})
+}
+
+// While replicas of the old name are still up, one of the new name gets its certificate,
+// and the old ones keep theirs.
+func TestSharedCertificateInARename(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(90 * time.Minute)
+		old := g.start(t, "g-0", sharedDomain)
+		time.Sleep(time.Minute)
+		before := old.served(t)
+		renamed := g.start(t, "g-1", "new.tail1234.ts.net")
+		renamed.service.name = "svc:new"
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := renamed.Ready(t.Context()); err != nil || len(g.orders) != 2 {
+			t.Errorf("the renamed replica is ready: %v; orders of %v", err, g.orders)
+		}
+		if err := old.Ready(t.Context()); err != nil || !old.served(t).Leaf.Equal(before.Leaf) {
+			t.Errorf("the replica of the old name is ready: %v; it serves the certificate for %v", err, old.served(t).Leaf.DNSNames)
+		}
+		renamed.end(t)
+		old.end(t)
 	})
 }
 

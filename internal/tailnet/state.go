@@ -36,6 +36,7 @@ type SecretStore struct {
 
 	mu   sync.Mutex // also held while writing, so that writes keep their order
 	data map[string][]byte
+	uid  types.UID // of the Secret that has the data
 }
 
 var _ ipn.StateStore = (*SecretStore)(nil)
@@ -67,6 +68,29 @@ func (s *SecretStore) load(ctx context.Context) error {
 		return err
 	}
 	maps.Copy(s.data, secret.Data)
+	s.uid = secret.UID
+	return nil
+}
+
+// Restore puts everything back into a Secret that was deleted and made anew. The device
+// would be another one after a restart without it.
+func (s *SecretStore) Restore(ctx context.Context) error {
+	secret, err := s.secrets.Get(ctx, s.name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("reading Secret %s: %w", s.name, err)
+	}
+	s.mu.Lock()
+	lost, data := secret.UID != s.uid, maps.Clone(s.data)
+	s.mu.Unlock()
+	if !lost {
+		return nil
+	}
+	if err := s.write(ctx, data); err != nil {
+		return fmt.Errorf("restoring Secret %s: %w", s.name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uid = secret.UID
 	return nil
 }
 
