@@ -158,17 +158,18 @@ func TestWorkloads(t *testing.T) {
 	}
 	r.check(t, map[string][]action{
 		replica: {
-			secret("get", "tools-0"), secret("patch", "tools-2"), secret("watch", "tools-tls"), secret("update", "tools-tls"),
-			secret("get", "tools-0-config"), secret("watch", "tools-2-config"),
+			secret("get", "tools-0"), secret("patch", "tools-2"), secret("get", "tools-2-config"),
+			secret("list", "tools-tls"), secret("watch", "tools-tls"), secret("patch", "tools-tls"),
+			{Verb: "get", Group: "coordination.k8s.io", Resource: "leases", Namespace: "workloads", Name: "tools"},
 			{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: "workloads", Name: "tools"},
-			{Verb: "create", Resource: "events", Namespace: "workloads"},
 		},
 		"system:serviceaccount:workloads:1e3": {token("workloads", "kube-apiserver-auth-proxy")},
 	}, true)
 	r.check(t, map[string][]action{replica: {
 		token("workloads", "kube-apiserver-auth-proxy"), // mode noauth
 		secret("get", "tools-3"), secret("get", "operator"), secret("get", "1e3-0"), secret("get", "1e3-tls"), secret("list", ""), secret("watch", ""), secret("create", ""),
-		secret("patch", "tools-0-config"), secret("delete", "tools-0"),
+		secret("patch", "tools-0-config"), secret("delete", "tools-0"), secret("update", "tools-0"), secret("list", "tools-0"),
+		{Verb: "create", Resource: "events", Namespace: "workloads"},
 		{Verb: "get", Group: "coordination.k8s.io", Resource: "leases", Namespace: "workloads", Name: "1e3"},
 		{Verb: "create", Group: "coordination.k8s.io", Resource: "leases", Namespace: "workloads"},
 		{Verb: "list", Resource: "pods", Namespace: "workloads"},
