@@ -145,3 +145,51 @@ func TestCleanupWithoutOperator(t *testing.T) {
 	}
 	w.tailnet.ClearFaults()
 }
+
+// The rights that the chart gives the operator are enough for a group's whole life.
+func TestTheChartsRightsAreEnough(t *testing.T) {
+	t.Parallel()
+	w := newWorldIn(t, shared.cluster, shared.client, testtailnet.New(t, testtailnet.Options{NoHTTPS: true}))
+	if err := w.client.Delete(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: impersonator, Namespace: w.namespace}}); err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("class-%d", serial.Add(1))
+	out, err := w.cluster.Helm(t.Context(), "install", "operator", "../../charts/tailscale-operator", "--namespace", w.namespace, "--no-hooks",
+		"--set-string", "oauth.clientId=x,oauth.clientSecret=y,apiServerProxyConfig.allowImpersonation=true",
+		"--set-string", "fullnameOverride=op-"+name).CombinedOutput()
+	if err != nil {
+		t.Fatalf("helm: %v\n%s", err, out)
+	}
+	token, err := w.cluster.ServiceAccountToken(t.Context(), w.namespace, "op-"+name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	operator := &appsv1.Deployment{}
+	if !w.exists(t.Context(), operator, "op-"+name) {
+		t.Fatal("the chart made no Deployment")
+	}
+	for _, arg := range operator.Spec.Template.Spec.Containers[0].Args {
+		if value, ok := strings.CutPrefix(arg, "--impersonator="); ok {
+			w.config.Impersonator = value
+		}
+	}
+	w.config.Cluster, w.config.LeaderElectionID, w.config.InstallCRDs = w.cluster.TokenConfig(token), "op-"+name, true
+	w.start()
+	w.class(name, v1alpha1.ProxyClassSpec{
+		Metrics: &v1alpha1.Metrics{Enable: true},
+		StaticEndpoints: &v1alpha1.StaticEndpointsConfig{NodePort: &v1alpha1.NodePortConfig{
+			Ports: []v1alpha1.PortRange{{Port: 30200, EndPort: 30210}}, Selector: map[string]string{"edge": name},
+		}},
+	})
+	w.node(name, map[string]string{"edge": name}, "192.0.2.9")
+	g := w.group(func(g *v1alpha1.ProxyGroup) { g.Spec.ProxyClass = name })
+	w.waitReady(g)
+	w.event(g, "ProxyGroupReady", "2/2")
+	w.edit(g, replicas(1))
+	w.waitReady(g)
+	if err := w.client.Delete(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	w.waitGone(g)
+	w.checkNothingLeft(g)
+}

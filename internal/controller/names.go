@@ -14,7 +14,7 @@ const (
 	labelManaged    = "tailscale.com/managed"
 	labelParentType = "tailscale.com/parent-resource-type"
 	labelParent     = "tailscale.com/parent-resource"
-	labelSecretType = "tailscale.com/secret-type"
+	labelSecretType = "tailscale.com/secret-type" //nolint:gosec // the name of a label, no secret
 
 	parentProxyGroup = "proxygroup"
 )
