@@ -33,7 +33,7 @@ CHART_TOOLS := $(addprefix $(BIN)/,alerts ct helm helm-docs helm-unittest kubeco
 
 .PHONY: help
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 
 .PHONY: build
 build: ## Build the tailhelm binary into .bin/
