@@ -8,7 +8,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	"tailscale.com/ipn"
+	"tailscale.com/tailcfg"
 )
 
 const sharedDomain = "kube.tail1234.ts.net"
@@ -27,9 +30,25 @@ const sharedDomain = "kube.tail1234.ts.net"
 type group struct {
 	client kubernetes.Interface
 	life   time.Duration // of the certificates
-	fails  error         // of orders
-	orders []string      // the replicas that ordered, in order
+
+	mu     sync.Mutex
+	fails  error    // of orders
+	orders []string // the replicas that ordered, in order
 	minima []time.Duration
+}
+
+// fail makes orders fail from now on, or succeed again with nil.
+func (g *group) fail(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fails = err
+}
+
+// ordered returns which replicas have ordered, and for which validities.
+func (g *group) ordered() (replicas []string, minima []time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.orders), slices.Clone(g.minima)
 }
 
 func newGroup(life time.Duration) *group {
@@ -49,13 +68,21 @@ type replicaCertificates struct {
 // start starts a replica on the tailnet.
 func (g *group) start(t *testing.T, name string, domains ...string) *replicaCertificates {
 	t.Helper()
+	return g.startFor(t, "svc:kube", name, domains...)
+}
+
+// startFor starts a replica of a Service.
+func (g *group) startFor(t *testing.T, service tailcfg.ServiceName, name string, domains ...string) *replicaCertificates {
+	t.Helper()
 	n := newTestNode(nil, quiet)
 	n.status = status{state: ipn.Running, name: name + ".tail1234.ts.net"}
 	c := &SharedCertificates{
-		service: &Service{node: n, name: "svc:kube"},
+		service: &Service{node: n, name: service},
 		config:  SharedConfig{Client: g.client, Namespace: "n", Secret: "g-tls", Lease: "g", Identity: name, Log: slog.New(slog.DiscardHandler)},
 		domains: func() []string { return domains },
 		order: func(_ context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
 			g.orders, g.minima = append(g.orders, name), append(g.minima, minValidity)
 			if g.fails != nil {
 				return nil, nil, g.fails
@@ -99,8 +126,8 @@ func TestSharedCertificate(t *testing.T) {
 		b := g.start(t, "g-1", sharedDomain)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if len(g.orders) != 1 || g.orders[0] != "g-0" {
-			t.Fatalf("orders of %v, want one of the first replica", g.orders)
+		if orders, _ := g.ordered(); len(orders) != 1 || orders[0] != "g-0" {
+			t.Fatalf("orders of %v, want one of the first replica", orders)
 		}
 		first := a.served(t)
 		for _, r := range []*replicaCertificates{a, b} {
@@ -113,8 +140,8 @@ func TestSharedCertificate(t *testing.T) {
 		time.Sleep(life * 2 / 3)
 		time.Sleep(life / 12)
 		synctest.Wait()
-		if len(g.orders) != 2 || g.orders[1] != "g-1" || g.minima[1] != life/3 {
-			t.Fatalf("orders of %v for validities of %v, want a renewal by the second replica, due in the last third", g.orders, g.minima)
+		if orders, minima := g.ordered(); len(orders) != 2 || orders[1] != "g-1" || minima[1] != life/3 {
+			t.Fatalf("orders of %v for validities of %v, want a renewal by the second replica, due in the last third", orders, minima)
 		}
 		if b.served(t).Leaf.Equal(first.Leaf) {
 			t.Error("the renewed certificate is not served")
@@ -131,8 +158,9 @@ func TestSharedCertificateIsReused(t *testing.T) {
 			r := g.start(t, name, sharedDomain)
 			time.Sleep(time.Minute)
 			synctest.Wait()
-			if err := r.Ready(t.Context()); err != nil || len(g.orders) != 1 {
-				t.Errorf("%s is ready: %v; orders of %v, want one in all", name, err, g.orders)
+			orders, _ := g.ordered()
+			if err := r.Ready(t.Context()); err != nil || len(orders) != 1 {
+				t.Errorf("%s is ready: %v; orders of %v, want one in all", name, err, orders)
 			}
 			r.end(t)
 		}
@@ -144,7 +172,7 @@ func TestSharedCertificateIsReused(t *testing.T) {
 func TestSharedCertificateForAnotherName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(9 * time.Minute)
-		g.fails = errors.New("no DNS")
+		g.fail(errors.New("no DNS"))
 		other, key := newPair(t, "old.tail1234.ts.net", time.Now(), time.Now().Add(g.life))
 		if _, err := g.client.CoreV1().Secrets("n").Update(t.Context(), &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g-tls"}, Data: map[string][]byte{"tls.crt": []byte(other), "tls.key": []byte(key)},
@@ -157,7 +185,7 @@ func TestSharedCertificateForAnotherName(t *testing.T) {
 		if err := r.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "old.tail1234.ts.net") || !strings.Contains(err.Error(), "no DNS") {
 			t.Errorf("ready: %v, want the other name and why there is no certificate for this one", err)
 		}
-		g.fails = nil
+		g.fail(nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if err := r.Ready(t.Context()); err != nil {
@@ -175,12 +203,12 @@ func TestSharedCertificateInARename(t *testing.T) {
 		old := g.start(t, "g-0", sharedDomain)
 		time.Sleep(time.Minute)
 		before := old.served(t)
-		renamed := g.start(t, "g-1", "new.tail1234.ts.net")
-		renamed.service.name = "svc:new"
+		renamed := g.startFor(t, "svc:new", "g-1", "new.tail1234.ts.net")
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if err := renamed.Ready(t.Context()); err != nil || len(g.orders) != 2 {
-			t.Errorf("the renamed replica is ready: %v; orders of %v", err, g.orders)
+		orders, _ := g.ordered()
+		if err := renamed.Ready(t.Context()); err != nil || len(orders) != 2 {
+			t.Errorf("the renamed replica is ready: %v; orders of %v", err, orders)
 		}
 		if err := old.Ready(t.Context()); err != nil || !old.served(t).Leaf.Equal(before.Leaf) {
 			t.Errorf("the replica of the old name is ready: %v; it serves the certificate for %v", err, old.served(t).Leaf.DNSNames)
@@ -205,7 +233,7 @@ func TestSharedCertificateFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGroup(9 * time.Minute)
-				g.fails = tc.fails
+				g.fail(tc.fails)
 				r := g.start(t, "g-0", tc.domains...)
 				waiting := g.start(t, "g-1", tc.domains...)
 				time.Sleep(time.Minute)
@@ -214,7 +242,8 @@ func TestSharedCertificateFailures(t *testing.T) {
 				if !strings.Contains(errors.Join(ready...).Error(), tc.want) || !strings.Contains(errors.Join(ready...).Error(), "waiting for the replica that orders it") {
 					t.Errorf("ready: %v, want %q of one and that the other waits", ready, tc.want)
 				}
-				if n := len(g.orders); tc.fails != nil && (n < 2 || n > 6) {
+				orders, _ := g.ordered()
+				if n := len(orders); tc.fails != nil && (n < 2 || n > 6) {
 					t.Errorf("%d orders in a minute, want some, further and further apart", n)
 				}
 				r.end(t)
