@@ -350,9 +350,9 @@ func TestOperatorWithoutProxy(t *testing.T) {
 	if tn.Calls("/") > 0 || len(tn.Devices()) > 0 {
 		t.Errorf("the tailnet was spoken to: %d requests, devices %+v", tn.Calls("/"), tn.Devices())
 	}
-	_, err := shared.cluster.Client().CoreV1().Secrets(i.namespace).Get(within(t, patience), "operator", metav1.GetOptions{})
-	if !apierrors.IsNotFound(err) {
-		t.Errorf("the state's Secret: %v, want none", err)
+	state, err := shared.cluster.Client().CoreV1().Secrets(i.namespace).Get(within(t, patience), "operator", metav1.GetOptions{})
+	if err != nil || len(state.Data) > 0 {
+		t.Errorf("the state's Secret: %v, %v; want it as the chart makes it, empty", state.Data, err)
 	}
 	for _, role := range []string{authProxy, "tailscale-auth-proxy:" + i.namespace + ":operator"} {
 		if _, err := shared.cluster.Client().RbacV1().ClusterRoles().Get(within(t, patience), role, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
