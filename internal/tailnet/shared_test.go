@@ -9,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,9 +18,13 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"tailscale.com/ipn"
 	"tailscale.com/tailcfg"
 )
@@ -52,10 +57,47 @@ func (g *group) ordered() (replicas []string, minima []time.Duration) {
 }
 
 func newGroup(life time.Duration) *group {
-	return &group{life: life, client: fake.NewClientset(
+	client := fake.NewClientset(
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g-tls"}, Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": {}, "tls.key": {}}},
-		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g"}},
-	)}
+		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g", ResourceVersion: "1"}},
+	)
+	client.PrependReactor("update", "leases", refuseStale(client.Tracker()))
+	return &group{life: life, client: client}
+}
+
+// refuseStale answers updates as an API server does: only one of those that were made of
+// the same version succeeds. The fake lets each overwrite the other, so that two replicas
+// could hold a Lease.
+func refuseStale(tracker clienttesting.ObjectTracker) clienttesting.ReactionFunc {
+	return func(action clienttesting.Action) (bool, runtime.Object, error) {
+		update, ok := action.(clienttesting.UpdateAction)
+		if !ok {
+			return false, nil, nil
+		}
+		next, err := meta.Accessor(update.GetObject().DeepCopyObject())
+		if err != nil {
+			return true, nil, err
+		}
+		resource := update.GetResource()
+		stored, err := tracker.Get(resource, update.GetNamespace(), next.GetName())
+		if err != nil {
+			return true, nil, err
+		}
+		current, err := meta.Accessor(stored)
+		if err != nil {
+			return true, nil, err
+		}
+		if next.GetResourceVersion() != current.GetResourceVersion() {
+			return true, nil, apierrors.NewConflict(resource.GroupResource(), next.GetName(), errors.New("made of another version"))
+		}
+		version, err := strconv.Atoi(current.GetResourceVersion())
+		if err != nil {
+			return true, nil, err
+		}
+		next.SetResourceVersion(strconv.Itoa(version + 1))
+		object, _ := next.(runtime.Object)
+		return true, object, tracker.Update(resource, object, update.GetNamespace())
+	}
 }
 
 // replica is one replica's certificates, running.
