@@ -106,6 +106,16 @@ func TestStalledClient(t *testing.T) {
 	})
 }
 
+// What the API server may send ahead of a client that does not read is bounded.
+func TestWindowOfAnswers(t *testing.T) {
+	server := newH2Server(t, true, func(int, *http2.Framer, uint32) bool { return false })
+	r := start(t, newAPIServer(t, nil), options{config: server.config})
+	r.get(t, alice.Addr, "/api/v1/pods", nil)
+	if window := server.window.Load(); window != streamBuffer {
+		t.Errorf("%d bytes of an answer may be under way, want %d", window, streamBuffer)
+	}
+}
+
 // One device cannot hold more than its share.
 func TestCallsPerDevice(t *testing.T) {
 	s := newCalls()

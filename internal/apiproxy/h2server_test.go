@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -23,6 +24,8 @@ type h2Server struct {
 	bodies chan string
 	// attempts gets a value for each stream that was opened.
 	attempts chan uint32
+	// window is how much of an answer the client takes before it has been read.
+	window atomic.Uint32
 }
 
 // refuse says what to do with the nth stream over all connections, from 0, once
@@ -78,6 +81,8 @@ func (s *h2Server) serve(conn net.Conn, n int, early bool, refuse refuse) int {
 		switch frame := frame.(type) {
 		case *http2.SettingsFrame:
 			if !frame.IsAck() {
+				window, _ := frame.Value(http2.SettingInitialWindowSize)
+				s.window.Store(window)
 				_ = f.WriteSettingsAck()
 			}
 		case *http2.HeadersFrame:

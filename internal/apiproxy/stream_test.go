@@ -10,7 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"testing"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
 )
 
 // echo answers an upgrade with 101 and sends back every byte; when the client
@@ -172,5 +175,28 @@ func TestUpgradeRefusedByAPIServer(t *testing.T) {
 	r := start(t, api, options{})
 	if _, status := r.upgrade(t, alice.Addr, http.MethodPost, "SPDY/3.1"); status != http.StatusForbidden {
 		t.Errorf("status %d, want 403", status)
+	}
+}
+
+// A connection that was one caller's upgrade, though refused, is no other caller's: what
+// the API server may still say on it belongs to the first.
+func TestConnectionsOfUpgradesAreNotShared(t *testing.T) {
+	var mu sync.Mutex
+	connections := map[string]int{}
+	api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		connections[r.RemoteAddr]++
+		http.Error(w, "no", http.StatusForbidden)
+	})
+	r := start(t, api, options{})
+	for n, caller := range []identity.Identity{alice, bob, alice} {
+		r.upgrade(t, caller.Addr, http.MethodGet, "websocket")
+		r.logs.lines(t, "request", n+1) // it is over: a connection for reuse would be free now
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(connections) != 3 {
+		t.Errorf("three upgrades came over %d connections: %v", len(connections), connections)
 	}
 }
