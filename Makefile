@@ -94,12 +94,12 @@ lint-chart: $(CHART_TOOLS)
 	@! grep '| *|$$' $(BIN)/generated/README.md || { echo "values.yaml does not describe these values"; exit 1; }
 	@diff -u $(CHART)/README.md $(BIN)/generated/README.md || { echo "the README of the chart is stale: make chart-generate"; exit 1; }
 	@cp $(CHART)/values.schema.json $(BIN)/generated/
-	$(PURE) go run -trimpath ./tools/schemas -values $(BIN)/generated/values.schema.json
+	$(PURE) go run -trimpath ./tools/schemas -values $(BIN)/generated/values.schema.json -defaults $(CHART)/values.yaml
 	@diff -u $(CHART)/values.schema.json $(BIN)/generated/values.schema.json || { echo "values.schema.json is stale: make chart-generate"; exit 1; }
 
 .PHONY: chart-generate
 chart-generate: $(CHART_TOOLS) ## Write anew what is made from the chart
-	$(PURE) go run -trimpath ./tools/schemas -values $(CHART)/values.schema.json
+	$(PURE) go run -trimpath ./tools/schemas -values $(CHART)/values.schema.json -defaults $(CHART)/values.yaml
 	$(BIN)/helm-docs --log-level error --chart-search-root $(CHART) --chart-to-generate $(CHART) --dry-run > $(BIN)/README.md && mv $(BIN)/README.md $(CHART)/README.md
 	$(PURE) go test ./test/chart -run 'TestGolden|TestManifests' -update
 

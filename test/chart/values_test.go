@@ -101,7 +101,7 @@ func compare(t *testing.T, path string, s schema, values map[string]any) {
 		}
 		// What Kubernetes defines, and maps of the user's own names, have no values of ours.
 		if below, ok := value.(map[string]any); ok && property.Ref == "" && property.Properties != nil {
-			if len(below) == 0 || isProbe(name) {
+			if len(below) == 0 {
 				continue
 			}
 			compare(t, path+name+".", property, below)
@@ -113,9 +113,6 @@ func compare(t *testing.T, path string, s schema, values map[string]any) {
 		}
 	}
 }
-
-// isProbe reports whether a value has only some of the fields that it could have.
-func isProbe(name string) bool { return strings.HasSuffix(name, "Probe") }
 
 // TestSchemaIsStrict finds objects in the schema that take any name.
 func TestSchemaIsStrict(t *testing.T) {

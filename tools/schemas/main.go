@@ -5,8 +5,9 @@
 // description that comes with the module k8s.io/kubernetes, and of this project's custom
 // resources, so that nothing has to be fetched from elsewhere:
 //
-//	schemas -kubeconform DIR    a strict schema per kind, as kubeconform wants them
-//	schemas -values FILE        fill in the definitions that a values.schema.json refers to
+//	schemas -kubeconform DIR               a strict schema per kind, as kubeconform wants them
+//	schemas -values FILE -defaults FILE    fill in the definitions that a values.schema.json refers
+//	                                       to, and require what a values.yaml has
 //
 // Strict means that a field that Kubernetes does not know is an error.
 package main
@@ -35,14 +36,15 @@ type object = map[string]any
 func main() {
 	kubeconform := flag.String("kubeconform", "", "folder to write a schema per kind to")
 	values := flag.String("values", "", "values.schema.json to fill in")
+	defaults := flag.String("defaults", "", "values.yaml of that schema")
 	flag.Parse()
-	if err := run(context.Background(), *kubeconform, *values); err != nil {
+	if err := run(context.Background(), *kubeconform, *values, *defaults); err != nil {
 		fmt.Fprintln(os.Stderr, "schemas:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, kubeconform, values string) error {
+func run(ctx context.Context, kubeconform, values, defaults string) error {
 	definitions, err := kubernetes(ctx)
 	if err != nil {
 		return err
@@ -53,7 +55,7 @@ func run(ctx context.Context, kubeconform, values string) error {
 		}
 	}
 	if values != "" {
-		return fill(values, definitions)
+		return fill(values, defaults, definitions)
 	}
 	return nil
 }
@@ -156,11 +158,14 @@ func writeKinds(dir string, definitions object) error {
 	return nil
 }
 
-// fill writes into a schema all definitions of Kubernetes that it refers to, and
-// takes out those that it does not.
-func fill(path string, definitions object) error {
+// fill writes into a schema all definitions of Kubernetes that it refers to, takes out
+// those that it does not, and requires what the values.yaml at defaults has.
+func fill(path, defaults string, definitions object) error {
 	var schema object
 	if err := read(path, &schema); err != nil {
+		return err
+	}
+	if err := requireDefaults(schema, defaults); err != nil {
 		return err
 	}
 	filled := object{}
