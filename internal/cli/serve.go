@@ -243,8 +243,17 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// observe registers the metrics of the node and its certificate.
+// observe registers the metrics of the node, its certificate, and whether all is well.
 func (s *service) observe() {
+	checks := s.checks()
+	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "tailhelm", Name: "ready", Help: "1 while /readyz says that the proxy is ready.",
+	}, func() float64 {
+		if len(health.Failing(context.Background(), checks...)) > 0 {
+			return 0
+		}
+		return 1
+	}))
 	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "tailhelm", Name: "tailnet_up", Help: "1 while the device is on the tailnet.",
 	}, func() float64 {

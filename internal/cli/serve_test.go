@@ -121,7 +121,7 @@ func TestServeHealth(t *testing.T) {
 	}
 }
 
-// Gauges of the tailnet and its certificate exist before there is either.
+// Gauges of the tailnet, its certificate and being ready exist before there is either.
 func TestObserve(t *testing.T) {
 	s := newTestService(t, func(o *proxyOptions) { o.tls = tlsACME })
 	s.registry = newRegistry()
@@ -131,11 +131,14 @@ func TestObserve(t *testing.T) {
 # HELP tailhelm_certificate_expiry_timestamp_seconds When the certificate ends, as a Unix time; 0 before there is one.
 # TYPE tailhelm_certificate_expiry_timestamp_seconds gauge
 tailhelm_certificate_expiry_timestamp_seconds 0
+# HELP tailhelm_ready 1 while /readyz says that the proxy is ready.
+# TYPE tailhelm_ready gauge
+tailhelm_ready 0
 # HELP tailhelm_tailnet_up 1 while the device is on the tailnet.
 # TYPE tailhelm_tailnet_up gauge
 tailhelm_tailnet_up 0
 `
-	if err := testutil.GatherAndCompare(s.registry, strings.NewReader(want), "tailhelm_tailnet_up", "tailhelm_certificate_expiry_timestamp_seconds"); err != nil {
+	if err := testutil.GatherAndCompare(s.registry, strings.NewReader(want), "tailhelm_tailnet_up", "tailhelm_ready", "tailhelm_certificate_expiry_timestamp_seconds"); err != nil {
 		t.Error(err)
 	}
 }

@@ -131,8 +131,8 @@ func TestMetrics(t *testing.T) {
 	if n := p.metric(t, namespace+"connections"); n < 2 {
 		t.Errorf("%v connections are open, want at least those of two devices", n)
 	}
-	if p.metric(t, "tailhelm_tailnet_up") != 1 || p.metric(t, "tailhelm_build_info") != 1 {
-		t.Error("tailnet_up or build_info is not 1")
+	if p.metric(t, "tailhelm_tailnet_up") != 1 || p.metric(t, "tailhelm_build_info") != 1 || p.metric(t, "tailhelm_ready") != 1 {
+		t.Error("tailnet_up, build_info or ready is not 1")
 	}
 	if expiry := time.Unix(int64(p.metric(t, "tailhelm_certificate_expiry_timestamp_seconds")), 0); time.Until(expiry) < time.Hour {
 		t.Errorf("the certificate expires at %v", expiry)
