@@ -171,7 +171,8 @@ func (c Cleanup) stopOperator(ctx context.Context) error {
 	return nil
 }
 
-// deleteDevice deletes the operator's own device, and its state.
+// deleteDevice deletes the operator's own device, and its state. The state of a device
+// that cannot be deleted stays: with it, the next installation is that device, and can delete it.
 func (c Cleanup) deleteDevice(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -188,7 +189,9 @@ func (c Cleanup) deleteDevice(ctx context.Context) error {
 			err = c.API.DeleteDevice(ctx, id)
 		}
 		if err != nil {
-			c.Log.WarnContext(ctx, "the operator's device is left; delete it in the admin console", "device", id, "error", err)
+			c.Log.WarnContext(ctx, "the operator's device and the Secret with its state are left: install again and uninstall when the cause is gone, "+
+				"or delete the device in the admin console and then the Secret", "device", id, "secret", c.Namespace+"/"+c.StateSecret, "error", err)
+			return nil
 		}
 	}
 	if err := c.client.Delete(ctx, secret); client.IgnoreNotFound(err) != nil {

@@ -129,19 +129,24 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
-// Cleanup ends even when the operator does not run and the API is down.
+// Cleanup ends even when the operator does not run and the API is down. What is needed to
+// delete the device later stays.
 func TestCleanupWithoutOperator(t *testing.T) {
 	w := newWorld(t)
 	g := w.group(replicas(1))
 	w.waitReady(g)
 	w.stop()
 	w.tailnet.Fail(testtailnet.PathAPI, testtailnet.Fault{Status: http.StatusInternalServerError})
+	w.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Data: map[string][]byte{tailnet.KeyDeviceID: []byte("n1")}})
 	cleanup := Cleanup{Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace, Operator: w.config.Operator, StateSecret: "operator", Timeout: 8 * time.Second}
 	if err := cleanup.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(g), g); !apierrors.IsNotFound(err) {
 		t.Error(fmt.Errorf("the group is there: %w", err))
+	}
+	if !w.exists(t.Context(), &corev1.Secret{}, "operator") {
+		t.Error("the state of a device that could not be deleted is gone: nobody can try again")
 	}
 	w.tailnet.ClearFaults()
 }
