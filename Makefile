@@ -87,7 +87,7 @@ lint-chart: $(CHART_TOOLS)
 	$(PURE) go run -trimpath ./tools/schemas -kubeconform $(BIN)/schemas
 	$(BIN)/kubeconform -strict -summary -skip CustomResourceDefinition,ServiceMonitor,PodMonitor,PrometheusRule \
 		-schema-location '$(CURDIR)/$(BIN)/schemas/{{.ResourceKind}}{{.KindSuffix}}.json' test/chart/testdata/golden test/chart/testdata/workloads manifests
-	$(BIN)/helm template operator $(CHART) --namespace tailscale --set apiServerProxyConfig.mode=true,metrics.prometheusRule.enabled=true \
+	$(BIN)/helm template operator $(CHART) --namespace tailscale --values test/chart/testdata/alerts.values.yaml \
 		| $(BIN)/alerts test/chart/testdata/alerts.yaml
 	@mkdir -p $(BIN)/generated
 	$(BIN)/helm-docs --log-level error --chart-search-root $(CHART) --chart-to-generate $(CHART) --dry-run > $(BIN)/generated/README.md

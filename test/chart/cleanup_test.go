@@ -24,7 +24,7 @@ import (
 func TestCleanup(t *testing.T) {
 	r := &rig{Cluster: kubernetes.New(t, kubernetes.Options{})}
 	r.namespace(t, "cleanup")
-	mustRun(t, r.upgrade(t.Context(), "cleanup", "cleanup", "--values", exampleFiles(t)["ha-auth"]))
+	mustRun(t, r.upgrade(t.Context(), "cleanup", "cleanup", "--values", exampleFiles(t)["ha-auth"], "--set", "networkPolicy.enabled=true"))
 	jobs := r.Client().BatchV1().Jobs("cleanup")
 	watcher, err := jobs.Watch(t.Context(), metav1.ListOptions{})
 	if err != nil {
@@ -47,7 +47,7 @@ func TestCleanup(t *testing.T) {
 		t.Errorf("the pod that cleans up is not admitted: %v", err)
 	}
 	// All is there still, and the Job may do what it has to.
-	mustRun(t, r.Kubectl(t.Context(), "--namespace=cleanup", "get", "deployment/operator", "proxygroup/my-cluster", "secret/operator"))
+	mustRun(t, r.Kubectl(t.Context(), "--namespace=cleanup", "get", "deployment/operator", "proxygroup/my-cluster", "secret/operator", "networkpolicy/operator-cleanup"))
 	const account = "system:serviceaccount:cleanup:operator-cleanup"
 	r.check(t, map[string][]action{account: {
 		{Verb: "list", Group: "tailscale.com", Resource: "proxygroups"},

@@ -153,7 +153,7 @@ func TestMetricsExist(t *testing.T) {
 			known[prefix+string(m[1])] = true
 		}
 	}
-	for _, path := range []string{"dashboards/tailhelm.json", "templates/metrics-prometheusrule.yaml"} {
+	for _, path := range []string{"dashboards/tailhelm.json", "templates/metrics-prometheusrule.yaml", "templates/_alerts.tpl"} {
 		b, err := os.ReadFile(chart + "/" + path)
 		if err != nil {
 			t.Fatal(err)
@@ -165,6 +165,33 @@ func TestMetricsExist(t *testing.T) {
 		for _, name := range names {
 			if !known[strings.TrimSuffix(name, "_bucket")] {
 				t.Errorf("%s has the metric %s, which the program has not", path, name)
+			}
+		}
+	}
+}
+
+// TestLinks finds links of the README and of Chart.yaml that lead nowhere: from a packaged chart, only
+// whole addresses lead somewhere, and those of this repository must be of something in it.
+func TestLinks(t *testing.T) {
+	const repository = "https://github.com/tailhelm/tailhelm"
+	address := regexp.MustCompile(regexp.QuoteMeta(repository) + `/(?:blob|tree)/main/([^\s)#]+)`)
+	for _, name := range []string{"README.md", "Chart.yaml"} {
+		b, err := os.ReadFile(chart + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range regexp.MustCompile(`\]\(([^)]*)\)`).FindAllSubmatch(b, -1) {
+			if to := string(link[1]); !strings.HasPrefix(to, "https://") && !strings.HasPrefix(to, "#") {
+				t.Errorf("%s links to %s, which is no whole address", name, to)
+			}
+		}
+		found := address.FindAllSubmatch(b, -1)
+		if len(found) == 0 {
+			t.Errorf("%s has no link to the repository", name)
+		}
+		for _, link := range found {
+			if _, err := os.Stat(root + "/" + string(link[1])); err != nil {
+				t.Errorf("%s links to what is not there: %v", name, err)
 			}
 		}
 	}

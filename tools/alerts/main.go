@@ -29,8 +29,8 @@ import (
 type file struct {
 	// Healthy are the samples under which no alert fires, in the form of promqltest.
 	Healthy string
-	// Alerts are the samples that make each alert fire. They replace those of the same metric.
-	Alerts map[string]string
+	// Alerts are samples that make each alert fire: all that there are, for each way in which it must.
+	Alerts map[string][]string
 }
 
 // rule is an alerting rule.
@@ -71,21 +71,7 @@ func run(ctx context.Context, in io.Reader, path string) error {
 	}
 	var errs []error
 	for _, r := range rules {
-		samples, ok := f.Alerts[r.Alert]
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s has no samples for alert %s", path, r.Alert))
-			continue
-		}
-		quiet, err := fires(ctx, r, f.Healthy)
-		errs = append(errs, err)
-		if quiet {
-			errs = append(errs, fmt.Errorf("%s fires when all is well", r.Alert))
-		}
-		loud, err := fires(ctx, r, samples)
-		errs = append(errs, err)
-		if !loud {
-			errs = append(errs, fmt.Errorf("%s does not fire", r.Alert))
-		}
+		errs = append(errs, check(ctx, r, f))
 	}
 	if len(rules) == 0 {
 		errs = append(errs, errors.New("there are no rules"))
@@ -95,6 +81,26 @@ func run(ctx context.Context, in io.Reader, path string) error {
 	}
 	fmt.Printf("%d alerts fire when they should, and only then\n", len(rules))
 	return nil
+}
+
+// check returns what is wrong with a rule.
+func check(ctx context.Context, r rule, f file) error {
+	if len(f.Alerts[r.Alert]) == 0 {
+		return fmt.Errorf("there are no samples for alert %s", r.Alert)
+	}
+	quiet, err := fires(ctx, r, f.Healthy)
+	errs := []error{err}
+	if quiet {
+		errs = append(errs, fmt.Errorf("%s fires when all is well", r.Alert))
+	}
+	for i, samples := range f.Alerts[r.Alert] {
+		loud, err := fires(ctx, r, samples)
+		errs = append(errs, err)
+		if !loud {
+			errs = append(errs, fmt.Errorf("%s does not fire, in way %d", r.Alert, i+1))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func readRules(in io.Reader) ([]rule, error) {

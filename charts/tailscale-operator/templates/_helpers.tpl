@@ -1,19 +1,33 @@
 {{/*
 Name of the namespaced objects: the operator's Deployment, ServiceAccount, Role and
-state Secret. It is the official chart's, so that the device's state carries over.
+state Secret. It is the official chart's, so that the device's state carries over. Releases may
+have dots in their names, Services may not.
 */}}
 {{- define "tailscale-operator.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
 {{- else if .Values.nameOverride -}}
 {{- if contains .Values.nameOverride .Release.Name -}}
-{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- .Release.Name | replace "." "-" | trunc 63 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name .Values.nameOverride | replace "." "-" | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 {{- else -}}
 operator
 {{- end -}}
+{{- end -}}
+
+{{/*
+Name of another object of this release, from "root" and "suffix": at most 63 characters, as a
+Service's may have. A longer one is cut, and has a hash of the name, so that it stays its own.
+*/}}
+{{- define "tailscale-operator.derivedName" -}}
+{{- $fullname := include "tailscale-operator.fullname" .root -}}
+{{- $name := printf "%s-%s" $fullname .suffix -}}
+{{- if gt (len $name) 63 -}}
+{{- $name = printf "%s-%s-%s" ($fullname | trunc (sub 53 (len .suffix) | int) | trimSuffix "-") (sha256sum $fullname | trunc 8) .suffix -}}
+{{- end -}}
+{{- $name -}}
 {{- end -}}
 
 {{/* Namespace of the namespaced objects. */}}
@@ -27,7 +41,7 @@ overrides, so that two releases in one namespace do not share it.
 */}}
 {{- define "tailscale-operator.impersonator" -}}
 {{- if or .Values.fullnameOverride .Values.nameOverride -}}
-{{- printf "%s-kube-apiserver-auth-proxy" (include "tailscale-operator.fullname" .) -}}
+{{- include "tailscale-operator.derivedName" (dict "root" . "suffix" "kube-apiserver-auth-proxy") -}}
 {{- else -}}
 kube-apiserver-auth-proxy
 {{- end -}}
@@ -48,7 +62,12 @@ separator that neither can contain, so that no two releases in a cluster collide
 
 {{/* Name of the controllers' Role in the release's namespace. */}}
 {{- define "tailscale-operator.controllersRole" -}}
-{{- printf "%s-controllers" (include "tailscale-operator.fullname" .) -}}
+{{- include "tailscale-operator.derivedName" (dict "root" . "suffix" "controllers") -}}
+{{- end -}}
+
+{{/* Name of the ConfigMap with what the operator makes of ProxyGroups. */}}
+{{- define "tailscale-operator.workloadsName" -}}
+{{- include "tailscale-operator.derivedName" (dict "root" . "suffix" "workloads") -}}
 {{- end -}}
 
 {{/* What tells this operator from others in the cluster: on ProxyGroups that are its own. */}}
@@ -65,7 +84,7 @@ true
 
 {{/* Names of the objects that clean up, in the namespace and in the cluster. */}}
 {{- define "tailscale-operator.cleanupName" -}}
-{{- printf "%s-cleanup" (include "tailscale-operator.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- include "tailscale-operator.derivedName" (dict "root" . "suffix" "cleanup") -}}
 {{- end -}}
 {{- define "tailscale-operator.cleanupClusterName" -}}
 {{- printf "%s:cleanup" (include "tailscale-operator.controllersName" .) -}}
@@ -83,15 +102,24 @@ the operator's.
 {{- end -}}
 {{- end -}}
 
+{{/* Labels of the objects that clean up. */}}
+{{- define "tailscale-operator.cleanupLabels" -}}
+{{ include "tailscale-operator.chartLabels" . }}
+app.kubernetes.io/component: cleanup
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* Labels and annotations of the objects that clean up, from "root", "weight" and "keep". */}}
 {{- define "tailscale-operator.cleanupMetadata" -}}
 labels:
-  {{- include "tailscale-operator.chartLabels" .root | nindent 2 }}
-  app.kubernetes.io/component: cleanup
-  {{- with .root.Values.commonLabels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- include "tailscale-operator.cleanupLabels" .root | nindent 2 }}
 {{- $own := dict "helm.sh/hook" "pre-delete" "helm.sh/hook-weight" .weight "helm.sh/hook-delete-policy" (printf "before-hook-creation,hook-succeeded%s" (ternary "" ",hook-failed" .keep)) }}
+{{- if .keep }}
+{{- /* So that `helm uninstall` says what is left. */}}
+{{- $_ := set $own "helm.sh/hook-output-log-policy" "hook-succeeded,hook-failed" }}
+{{- end }}
 {{ include "tailscale-operator.annotations" (dict "root" .root "annotations" $own) }}
 {{- end -}}
 
@@ -106,13 +134,34 @@ change, so neither the chart's version nor a name override may be among them.
 */}}
 {{- define "tailscale-operator.selectorLabels" -}}
 app.kubernetes.io/name: tailscale-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
+{{- end -}}
+
+{{/* Labels of the replicas of this release's ProxyGroups, as the templates of workloads set them. */}}
+{{- define "tailscale-operator.replicaSelectorLabels" -}}
+app.kubernetes.io/part-of: {{ .Release.Name | quote }}
+tailscale.com/managed: "true"
+tailscale.com/parent-resource-type: proxygroup
+{{- end -}}
+
+{{/* Labels of the chart's own objects for them. */}}
+{{- define "tailscale-operator.replicaLabels" -}}
+{{ include "tailscale-operator.chartLabels" . }}
+app.kubernetes.io/component: proxygroups
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Name of the chart's own objects for them. */}}
+{{- define "tailscale-operator.replicaName" -}}
+{{- include "tailscale-operator.derivedName" (dict "root" . "suffix" "proxygroups") -}}
 {{- end -}}
 
 {{- define "tailscale-operator.chartLabels" -}}
 app.kubernetes.io/name: tailscale-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
@@ -212,7 +261,7 @@ credentials among the values it is the one that the chart would make: somebody h
 made it before, or will, as the static manifests have it.
 */}}
 {{- define "tailscale-operator.oauthSecret" -}}
-{{- $made := printf "%s-oauth" (include "tailscale-operator.fullname" .) -}}
+{{- $made := include "tailscale-operator.derivedName" (dict "root" . "suffix" "oauth") -}}
 {{- if .Values.oauth.secretName -}}
 {{- .Values.oauth.secretName -}}
 {{- else if include "tailscale-operator.rendersOAuthSecret" . -}}
@@ -270,6 +319,32 @@ other values decide.
 {{- toYaml $d -}}
 {{- end -}}
 
+{{/* Images by the names of the values that choose them. */}}
+{{- define "tailscale-operator.images" -}}
+{{- $own := .Values.operatorConfig.image -}}
+{{- $images := dict (ternary "operatorConfig.image.repository" "operatorConfig.image.repo" (empty $own.repo)) ($own.repo | default $own.repository) "workloads.image.repository" .Values.workloads.image.repository -}}
+{{- range .Values.proxyGroups -}}
+{{- $container := (((.pod | default dict).statefulSet | default dict).pod | default dict).tailscaleContainer | default dict -}}
+{{- $_ := set $images (printf "proxyGroups: the image of %q" .name) ($container.image | default "") -}}
+{{- end -}}
+{{- toYaml $images -}}
+{{- end -}}
+
+{{/* Names of Secrets, and what they are for. */}}
+{{- define "tailscale-operator.secrets" -}}
+{{- $secrets := dict (include "tailscale-operator.fullname" .) "the operator's state" -}}
+{{- with include "tailscale-operator.oauthSecret" . -}}
+{{- $_ := set $secrets . "the OAuth client" -}}
+{{- end -}}
+{{- with .Values.tls.secretName -}}
+{{- $_ := set $secrets . "tls.secretName" -}}
+{{- end -}}
+{{- range .Values.imagePullSecrets -}}
+{{- $_ := set $secrets .name "imagePullSecrets" -}}
+{{- end -}}
+{{- toYaml $secrets -}}
+{{- end -}}
+
 {{/* How long a replica may take to stop. */}}
 {{- define "tailscale-operator.workloadGracePeriod" -}}
 {{- with .Values.workloads -}}
@@ -315,15 +390,15 @@ other values decide.
 {{- else if $secret }}
 - name: oauth
   secret:
-    secretName: {{ $secret }}
+    secretName: {{ $secret | quote }}
     {{- if $optional }}
     optional: true
     {{- end }}
     {{- if .oauth.secretName }}
     items:
-      - key: {{ .oauth.clientIdKey }}
+      - key: {{ .oauth.clientIdKey | quote }}
         path: client_id
-      - key: {{ .oauth.clientSecretKey }}
+      - key: {{ .oauth.clientSecretKey | quote }}
         path: client_secret
     {{- end }}
 {{- end }}
@@ -374,12 +449,39 @@ Topology spread constraints. One without a selector would count no pods.
 {{- end -}}
 {{- end -}}
 
+{{/* How a monitor scrapes a pod, from the monitor's values. */}}
+{{- define "tailscale-operator.metricsEndpoint" -}}
+- port: metrics
+  path: /metrics
+  {{- with .interval }}
+  interval: {{ . | quote }}
+  {{- end }}
+  {{- with .scrapeTimeout }}
+  scrapeTimeout: {{ . | quote }}
+  {{- end }}
+  {{- with .relabelings }}
+  relabelings:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .metricRelabelings }}
+  metricRelabelings:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
 {{/*
 What selects the samples of this release. The pod's name is the Deployment's, with two
-parts that Kubernetes adds: another release's name cannot be mistaken for it.
+parts that Kubernetes adds: another release's name cannot be mistaken for it. Of a name longer
+than 46 characters Kubernetes keeps the beginning.
 */}}
 {{- define "tailscale-operator.samples" -}}
-namespace="{{ include "tailscale-operator.namespace" . }}",pod=~"{{ include "tailscale-operator.fullname" . }}-[a-z0-9]+-[a-z0-9]+"
+{{- $fullname := include "tailscale-operator.fullname" . -}}
+namespace="{{ include "tailscale-operator.namespace" . }}",pod=~"{{ trunc 46 $fullname }}{{ ternary "-[a-z0-9]+-[a-z0-9]+" "[-a-z0-9]+" (le (len $fullname) 46) }}"
+{{- end -}}
+
+{{/* What selects the samples of the release's replicas: labels of their pods, which the monitors of this chart keep. */}}
+{{- define "tailscale-operator.replicaSamples" -}}
+namespace="{{ include "tailscale-operator.namespace" . }}",app_kubernetes_io_part_of="{{ .Release.Name }}"
 {{- end -}}
 
 {{/* Longer than requests may drain, or the kubelet would cut them. */}}
