@@ -94,7 +94,8 @@ func (r *rig) left(t *testing.T, release string) []string {
 	return strings.Fields(out)
 }
 
-// TestExamples installs each example, upgrades it to the next one, and uninstalls it.
+// TestExamples installs each example, upgrades it to the next one, and uninstalls it. Both are only tried
+// first, as people do to see what would change.
 func TestExamples(t *testing.T) {
 	r := newRig(t)
 	files := exampleFiles(t)
@@ -103,11 +104,13 @@ func TestExamples(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			next := names[(i+1)%len(names)]
 			r.namespace(t, name)
+			mustRun(t, r.upgrade(t.Context(), name, name, "--values", files[name], "--dry-run=server"))
 			out := mustRun(t, r.upgrade(t.Context(), name, name, "--values", files[name]))
 			if !strings.Contains(out, "STATUS: deployed") {
 				t.Errorf("helm says:\n%s", out)
 			}
 			r.admit(t, name)
+			mustRun(t, r.upgrade(t.Context(), name, name, "--values", files[next], "--dry-run=server"))
 			mustRun(t, r.upgrade(t.Context(), name, name, "--values", files[next]))
 			r.admit(t, name)
 			mustRun(t, r.uninstall(t.Context(), name, name))
