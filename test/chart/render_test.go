@@ -4,6 +4,7 @@
 package chart
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"io"
@@ -14,8 +15,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/apimachinery/pkg/util/yaml"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
 
 	"github.com/tailhelm/tailhelm/test/kubernetes"
 )
@@ -38,6 +40,7 @@ func TestRendersOffline(t *testing.T) {
 // everything turns on all that the chart can make.
 var everything = []string{
 	"--values", root + "/test/chart/testdata/alerts.values.yaml", "--set", "oauth.clientId=a,oauth.clientSecret=b,networkPolicy.enabled=true,podDisruptionBudget.enabled=true",
+	"--set", "commonLabels.team=a,operatorConfig.podLabels.pod=b,metrics.service.labels.team=b,metrics.serviceMonitor.labels.team=b,metrics.prometheusRule.labels.team=b,metrics.dashboard.labels.team=b",
 	"--set", "metrics.podMonitor.enabled=false,metrics.service.enabled=true,metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true",
 	"--set-json", `access.bindings=[{"name":"1.0","clusterRole":"true","groups":["0x1"],"namespaces":["1e3"]}]`,
 }
@@ -76,12 +79,16 @@ func TestOddNames(t *testing.T) {
 func objects(t *testing.T, rendered string) []*unstructured.Unstructured {
 	t.Helper()
 	var all []*unstructured.Unstructured
-	for decoder := yaml.NewYAMLToJSONDecoder(strings.NewReader(rendered)); ; {
-		o := &unstructured.Unstructured{}
-		if err := decoder.Decode(&o.Object); errors.Is(err, io.EOF) {
+	for documents := utilyaml.NewYAMLReader(bufio.NewReader(strings.NewReader(rendered))); ; {
+		document, err := documents.Read()
+		if errors.Is(err, io.EOF) {
 			return all
 		} else if err != nil {
-			t.Fatalf("%v in\n%s", err, rendered)
+			t.Fatal(err)
+		}
+		o := &unstructured.Unstructured{}
+		if err := yaml.UnmarshalStrict(document, &o.Object); err != nil { // strict: each key once
+			t.Errorf("%v in\n%s", err, document)
 		}
 		if o.Object == nil {
 			continue

@@ -145,15 +145,6 @@ tailscale.com/managed: "true"
 tailscale.com/parent-resource-type: proxygroup
 {{- end -}}
 
-{{/* Labels of the chart's own objects for them. */}}
-{{- define "tailscale-operator.replicaLabels" -}}
-{{ include "tailscale-operator.chartLabels" . }}
-app.kubernetes.io/component: proxygroups
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
-{{- end -}}
-
 {{/* Name of the chart's own objects for them. */}}
 {{- define "tailscale-operator.replicaName" -}}
 {{- include "tailscale-operator.derivedName" (dict "root" . "suffix" "proxygroups") -}}
@@ -165,6 +156,16 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{/*
+Labels of an object with more of its own, each once: from "root", "component", and "labels", which win over
+the common ones, and the chart's over these.
+*/}}
+{{- define "tailscale-operator.mergedLabels" -}}
+{{- $own := include "tailscale-operator.chartLabels" .root | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/component" .component -}}
+{{- merge $own .labels .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
 {{/* Labels of the operator's own objects. */}}
