@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestEveryValueIsUsed finds values that no template reads, and reads of values that
@@ -139,6 +141,39 @@ func TestSchemaIsStrict(t *testing.T) {
 		}
 	}
 	walk("", readSchema(t))
+}
+
+// TestOfficialValues compares the defaults with those of the official chart, whose values files must do here.
+func TestOfficialValues(t *testing.T) {
+	const file = "testdata/official.values.yaml"
+	values := readValues(t, chart+"/values.yaml")
+	official := readValues(t, file)
+	for _, leaf := range leaves(official, nil) {
+		path := strings.Split(leaf, ".")
+		if strings.HasPrefix(leaf, "operatorConfig.nodeSelector.") {
+			path = []string{"operatorConfig", "nodeSelector", "kubernetes.io/os"}
+		}
+		want, got := at(official, path), at(values, path)
+		if leaf == "operatorConfig.podSecurityContext" || leaf == "operatorConfig.securityContext" {
+			want = got // there is none in the official chart; here they meet the restricted Pod Security level
+		}
+		if !exists(values, path) || !cmp.Equal(got, want) {
+			t.Errorf("the default of %s is %v, want %v as in the official chart", leaf, got, want)
+		}
+	}
+	if got, want := template(t, "release", chart, "--values", file), template(t, "release", chart); got != want {
+		t.Errorf("the defaults of the official chart change something (-without +with):\n%s", cmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n")))
+	}
+}
+
+// at returns what values have at a path.
+func at(values map[string]any, path []string) any {
+	var value any = values
+	for _, name := range path {
+		below, _ := value.(map[string]any)
+		value = below[name]
+	}
+	return value
 }
 
 // TestMetricsExist finds metrics in the alerts and the dashboard that the program has not.
