@@ -546,5 +546,11 @@ are the official chart's, for what is not part of this one.
 {{- if .Values.proxyConfig.image.tag }}{{ $set = append $set "proxyConfig.image.tag" }}{{ end -}}
 {{- if .Values.proxyConfig.image.digest }}{{ $set = append $set "proxyConfig.image.digest" }}{{ end -}}
 {{- if ne .Values.proxyConfig.firewallMode "auto" }}{{ $set = append $set "proxyConfig.firewallMode" }}{{ end -}}
+{{- range .Values.operatorConfig.extraEnv -}}
+{{- $use := get (dict "K8S_PROXY_IMAGE" " (use workloads.image)" "PROXY_PRIORITY_CLASS_NAME" " (use workloads.priorityClassName)") .name -}}
+{{- if or $use (has .name (list "PROXY_IMAGE" "PROXY_FIREWALL_MODE" "OPERATOR_INGRESS_CLASS_NAME" "OPERATOR_DEFAULT_LOAD_BALANCER" "OPERATOR_SHARED_ACME_ACCOUNT_KEY")) -}}
+{{- $set = append $set (printf "%s of operatorConfig.extraEnv%s" .name $use) -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml $set -}}
 {{- end -}}
