@@ -156,7 +156,7 @@ func TestWithdraw(t *testing.T) {
 		t.Run(fmt.Sprintf("HTTP/2: %v", http2), func(t *testing.T) {
 			api := newDrainAPI(t)
 			withdrawing, withdrawn := make(chan struct{}), make(chan struct{})
-			r := start(t, api.apiServer, options{withdraw: func(context.Context) error {
+			r := start(t, api.apiServer, options{withdraw: func(context.Context, func(context.Context)) error {
 				close(withdrawing)
 				<-withdrawn
 				return nil

@@ -35,6 +35,14 @@ const (
 	maxStreams = 250
 	// lastWords is how long requests that a drain ends have to tell their clients.
 	lastWords = time.Second
+	// finishTimeout is how long requests may take to be answered before clients are sent
+	// to another server. Those that take longer are likely to be cut off.
+	finishTimeout = 3 * time.Second
+	// settleTimeout is how long the last ones may take, while nobody can connect.
+	settleTimeout = 500 * time.Millisecond
+	// arrival is how long answers have to arrive at their clients: a second's fourth is
+	// more than a packet needs for the way around the earth.
+	arrival = 250 * time.Millisecond
 )
 
 // ServerConfig is how a [Server] serves a [Proxy].
@@ -49,8 +57,10 @@ type ServerConfig struct {
 	Host func() string
 	// Withdraw, if not nil, takes this server out of what sends clients to it, such
 	// as a Tailscale Service, and returns when clients have had the time to notice. Serve
-	// calls it once, when its ctx is done, before it drains.
-	Withdraw func(context.Context) error
+	// calls it once, when its ctx is done, before it drains. While no new connections
+	// come, Withdraw can call settle, which returns when all requests have been answered, or
+	// soon.
+	Withdraw func(ctx context.Context, settle func(context.Context)) error
 	// DrainTimeout bounds how long Serve waits for open requests at its end.
 	DrainTimeout time.Duration
 	// PeerConnections is how many connections one peer may have; 0 means
@@ -64,7 +74,8 @@ type ServerConfig struct {
 
 // Server serves a [Proxy] on listeners of the tailnet.
 type Server struct {
-	config ServerConfig
+	config  ServerConfig
+	traffic *traffic
 }
 
 // NewServer returns a Server.
@@ -72,7 +83,7 @@ func NewServer(config ServerConfig) *Server {
 	if config.PeerConnections == 0 {
 		config.PeerConnections = DefaultPeerConnections
 	}
-	return &Server{config: config}
+	return &Server{config: config, traffic: newTraffic()}
 }
 
 // Serve serves until ctx is done, then drains and returns nil; or returns the
@@ -80,38 +91,64 @@ func NewServer(config ServerConfig) *Server {
 // to it; without, plain gets the API and secure must be nil. The listeners are
 // closed when Serve returns.
 //
-// While Withdraw goes on, requests are served, on connections that end with them;
-// watches are ended and no further watches and streams begun: once clients are sent
-// to another server, what is open here would be cut off.
+// Before Withdraw, watches are ended, no further watches and streams begun, and clients
+// asked to leave their connections: once they are sent to another server, what is open
+// here is cut off. From then on and while Withdraw goes on, requests are served, on
+// connections that end with them.
 //
 // A drain closes the listeners, lets requests finish, ends watches (their clients
 // watch again elsewhere), and gives streams what is left of the DrainTimeout.
 func (s *Server) Serve(ctx context.Context, secure, plain net.Listener) error {
-	api := s.newHTTPServer(s.config.Proxy)
-	servers := []*http.Server{api}
 	group, listening := errgroup.WithContext(ctx)
+	ports := &ports{plain: newHandover(s.limit(plain))}
 	if s.config.TLS != nil {
-		redirect := s.newHTTPServer(http.HandlerFunc(s.redirect))
-		servers = append(servers, redirect)
-		api.TLSConfig = s.config.TLS.Clone()
-		api.TLSConfig.NextProtos = nil // from Protocols
-		group.Go(func() error { return serving("443", api.ServeTLS(s.limit(secure), "", "")) })
-		group.Go(func() error { return serving("80", redirect.Serve(s.limit(plain))) })
-	} else {
-		group.Go(func() error { return serving("80", api.Serve(s.limit(plain))) })
+		ports.secure = newHandover(s.limit(secure))
 	}
+	servers := s.open(group, ports)
 	rechecking, stopRechecking := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRechecking()
 	go s.config.Proxy.Watch(rechecking) // through the drain, too
 	group.Go(func() error {
 		<-listening.Done()
 		if ctx.Err() != nil && s.config.Withdraw != nil {
-			s.withdraw(context.WithoutCancel(ctx), servers)
+			next := s.open(group, ports)
+			s.withdraw(context.WithoutCancel(ctx), servers, next)
+			servers = append(servers, next...)
 		}
+		ports.close()
 		s.drain(context.WithoutCancel(ctx), servers)
 		return nil
 	})
 	return group.Wait()
+}
+
+// ports are what a Server listens on.
+type ports struct {
+	secure, plain *handover // secure is nil without TLS
+}
+
+// close refuses further connections.
+func (p *ports) close() {
+	_ = p.plain.Close() // there is nothing to do about an error
+	if p.secure != nil {
+		_ = p.secure.Close()
+	}
+}
+
+// open begins to serve in group, and returns what serves.
+func (s *Server) open(group *errgroup.Group, p *ports) []*http.Server {
+	api := s.newHTTPServer(s.config.Proxy)
+	plain := p.plain.turn()
+	if p.secure == nil {
+		group.Go(func() error { return serving("80", api.Serve(plain)) })
+		return []*http.Server{api}
+	}
+	secure, redirect := p.secure.turn(), s.newHTTPServer(http.HandlerFunc(s.redirect))
+	api.TLSConfig = s.config.TLS.Clone()
+	api.TLSConfig.NextProtos = nil // from Protocols
+	group.Go(func() error { return serving("443", api.ServeTLS(secure, "", "")) })
+	group.Go(func() error { return serving("80", redirect.Serve(plain)) })
+	return []*http.Server{api, redirect}
 }
 
 // serving names the port in the error of a server, and knows its normal end.
@@ -122,19 +159,34 @@ func serving(port string, err error) error {
 	return fmt.Errorf("serving port %s of the tailnet: %w", port, err)
 }
 
-// withdraw lets clients go to other servers. See Serve.
-func (s *Server) withdraw(ctx context.Context, servers []*http.Server) {
+// withdraw lets the clients of servers go to other ones, and those that come meanwhile to
+// next. See Serve.
+func (s *Server) withdraw(ctx context.Context, servers, next []*http.Server) {
 	open := s.config.Proxy.calls
 	s.config.Log.InfoContext(ctx, "withdrawing", "watches", open.count(KindWatch), "streams", open.count(KindStream))
-	open.leave()
-	for _, server := range servers {
+	for _, server := range next {
 		server.SetKeepAlivesEnabled(false)
 	}
-	last, cancel := context.WithTimeout(ctx, lastWords)
+	open.leave()
+	finishing, cancel := context.WithTimeout(ctx, finishTimeout)
 	defer cancel()
-	_ = open.wait(last, KindWatch) // what has not ended by then is cut off
-	if err := s.config.Withdraw(ctx); err != nil {
+	<-shutDown(finishing, servers) // what has not ended by then is cut off
+	if err := s.config.Withdraw(ctx, s.settle); err != nil {
 		s.config.Log.WarnContext(ctx, "withdrawing", "error", err)
+	}
+}
+
+// settle returns when everything has been answered and the answers have arrived, or
+// soon.
+func (s *Server) settle(ctx context.Context) {
+	last, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	_ = s.traffic.wait(last) // what has not ended by then is cut off
+	timer := time.NewTimer(arrival)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -196,6 +248,7 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       keepAliveTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ConnState:         s.traffic.note,
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),

@@ -194,8 +194,8 @@ func (r *replica) run(ctx context.Context, checks []health.Check) error {
 
 // withdraw sends clients to other hosts of the Service, and gives them the time to
 // notice.
-func (r *replica) withdraw(ctx context.Context) error {
-	if err := r.service.Withdraw(ctx); err != nil {
+func (r *replica) withdraw(ctx context.Context, settle func(context.Context)) error {
+	if err := r.service.Withdraw(ctx, settle); err != nil {
 		return err
 	}
 	timer := time.NewTimer(r.withdrawDelay)

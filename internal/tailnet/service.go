@@ -27,6 +27,10 @@ var serviceBackoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, J
 // It outlasts a restart of the API server, for which every host is not ready.
 const unreadyGrace = time.Minute
 
+// holdAfter is how long new connections wait after a Service was withdrawn. Clients
+// send the first packet of a connection again after a second.
+const holdAfter = time.Second
+
 // Service is a Tailscale Service of which the node is a host: one name and address
 // in the tailnet, served by whichever host is up.
 //
@@ -41,6 +45,7 @@ type Service struct {
 
 	mu        sync.Mutex
 	listeners map[uint16]*serviceListener
+	held      chan struct{} // closed when new connections need not wait any more; nil: they need not
 
 	advertising sync.Mutex // held while telling Tailscale's code
 	leaving     bool       // withdrawn for good
@@ -126,8 +131,16 @@ func (s *Service) Run(ctx context.Context, ready func(context.Context) error) er
 
 // Withdraw tells the tailnet to send clients to other hosts of the Service, for good.
 // Connections go on until their clients hear of it, which takes the tailnet up to
-// some 15 seconds.
-func (s *Service) Withdraw(ctx context.Context) error {
+// some 15 seconds. When a client does, what is open is cut off without a word: packets of
+// a host that is none any more are dropped.
+//
+// So Withdraw holds new connections back, and calls settle, which returns when the open
+// ones have ended, before it tells the tailnet. Clients that hear of it within holdAfter
+// lose nothing: they try to connect again a second later, at another host. Connections
+// of the others are accepted then.
+func (s *Service) Withdraw(ctx context.Context, settle func(context.Context)) error {
+	defer s.holdBack()()
+	settle(ctx)
 	s.advertising.Lock()
 	s.leaving = true
 	s.advertising.Unlock()
@@ -135,7 +148,22 @@ func (s *Service) Withdraw(ctx context.Context) error {
 		return err
 	}
 	s.node.config.Log.InfoContext(ctx, "withdrew a Tailscale Service", "service", s.name)
+	_ = pause(ctx, holdAfter) // it has been withdrawn
 	return nil
+}
+
+// holdBack has new connections wait until release is called.
+func (s *Service) holdBack() (release func()) {
+	held := make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = held
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.held = nil
+		close(held)
+	}
 }
 
 // retry calls f until it succeeds, and returns ctx's error once ctx is done.
@@ -193,8 +221,13 @@ func (s *Service) accept(src, dst netip.AddrPort) (handler func(net.Conn), inter
 		return nil, false
 	}
 	s.mu.Lock()
-	l := s.listeners[dst.Port()]
+	l, held := s.listeners[dst.Port()], s.held
 	s.mu.Unlock()
+	if held != nil {
+		// No answer has been sent yet. tsnet asks under a lock that only new connections and
+		// listeners of its own need.
+		<-held
+	}
 	if l == nil {
 		return nil, true // refused
 	}
