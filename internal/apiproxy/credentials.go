@@ -16,7 +16,8 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+	typedauthorizationv1 "k8s.io/client-go/kubernetes/typed/authorization/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/transport"
 )
@@ -32,11 +33,16 @@ const (
 // impersonates callers.
 var ErrCredentials = errors.New("no credentials to impersonate with")
 
+// TokenClient is what tokens are minted with: as much of a client as that takes.
+type TokenClient interface {
+	CoreV1() typedcorev1.CoreV1Interface
+}
+
 // ImpersonatorConfig returns a configuration for the API server of config whose
 // requests carry short-lived tokens of a ServiceAccount, obtained through
 // TokenRequest with the rights of client. Nothing of config's own credentials is
 // in it.
-func ImpersonatorConfig(config *rest.Config, client kubernetes.Interface, namespace, serviceAccount string) *rest.Config {
+func ImpersonatorConfig(config *rest.Config, client TokenClient, namespace, serviceAccount string) *rest.Config {
 	c := rest.AnonymousClientConfig(config)
 	c.Wrap(transport.ResettableTokenSourceWrapTransport(&patientTokens{
 		ResettableTokenSource: transport.NewCachedTokenSource(&serviceAccountTokens{client: client, namespace: namespace, name: serviceAccount}),
@@ -65,7 +71,7 @@ func (p *patientTokens) ResetTokenOlderThan(t time.Time) {
 
 // serviceAccountTokens mints tokens of a ServiceAccount.
 type serviceAccountTokens struct {
-	client          kubernetes.Interface
+	client          TokenClient
 	namespace, name string
 }
 
@@ -126,11 +132,11 @@ var ErrAllPowerful = errors.New("the credentials with which the proxy impersonat
 // impersonating callers: they may not impersonate, or they may do everything. The
 // second would turn any defect of the proxy into somebody's cluster.
 func CheckImpersonator(ctx context.Context, config *rest.Config) error {
-	client, err := kubernetes.NewForConfig(config)
+	client, err := typedauthorizationv1.NewForConfig(config)
 	if err != nil {
 		return err
 	}
-	review, err := client.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx,
+	review, err := client.SelfSubjectRulesReviews().Create(ctx,
 		&authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: metav1.NamespaceDefault}}, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("asking the API server what the proxy may do: %w", err)

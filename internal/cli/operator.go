@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"tailscale.com/tailcfg"
@@ -111,9 +110,9 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 
 // service returns the in-process proxy.
 func (o *operatorOptions) service(ctx context.Context, config *rest.Config, log *slog.Logger) (*service, error) {
-	client, err := kubernetes.NewForConfig(config)
+	client, err := newKubernetesClient(config)
 	if err != nil {
-		return nil, fmt.Errorf("a client for the API server: %w", err)
+		return nil, err
 	}
 	state, err := tailnet.NewSecretStore(ctx, client, o.namespace, o.stateSecret, log)
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"tailscale.com/tailcfg"
 
@@ -127,9 +126,9 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 	if config.Port, err = wireGuardPort(env); err != nil {
 		return nil, err
 	}
-	client, err := kubernetes.NewForConfig(cluster)
+	client, err := newKubernetesClient(cluster)
 	if err != nil {
-		return nil, fmt.Errorf("a client for the API server: %w", err)
+		return nil, err
 	}
 	state, err := tailnet.NewSecretStore(ctx, client, r.namespace, r.stateSecret, config.Log)
 	if err != nil {
@@ -166,7 +165,7 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 
 // upstream returns the way to the API server: with the impersonator's credentials, or
 // with none.
-func (o *replicaOptions) upstream(mode apiproxy.Mode, cluster *rest.Config, client kubernetes.Interface) *rest.Config {
+func (o *replicaOptions) upstream(mode apiproxy.Mode, cluster *rest.Config, client *kubernetesClient) *rest.Config {
 	if mode == apiproxy.ModeAuth {
 		return apiproxy.ImpersonatorConfig(cluster, client, o.namespace, o.impersonator)
 	}

@@ -15,7 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
+	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -49,7 +50,8 @@ type Cleanup struct {
 	Timeout time.Duration
 
 	client client.Client
-	kube   kubernetes.Interface
+	apps   typedappsv1.AppsV1Interface
+	core   typedcorev1.CoreV1Interface
 }
 
 // Run deletes the operator's groups, stops the operator, and deletes its device and
@@ -63,7 +65,10 @@ func (c Cleanup) Run(ctx context.Context) error {
 	if c.client, err = client.New(c.Cluster, client.Options{Scheme: s}); err != nil {
 		return fmt.Errorf("a client for the API server: %w", err)
 	}
-	if c.kube, err = kubernetes.NewForConfig(c.Cluster); err != nil {
+	if c.apps, err = typedappsv1.NewForConfig(c.Cluster); err != nil {
+		return fmt.Errorf("a client for the API server: %w", err)
+	}
+	if c.core, err = typedcorev1.NewForConfig(c.Cluster); err != nil {
 		return fmt.Errorf("a client for the API server: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
@@ -146,7 +151,7 @@ func (c Cleanup) release(ctx context.Context, g *v1alpha1.ProxyGroup) error {
 // stopOperator scales the Deployment to zero and waits until its pods are gone: a
 // running operator would join the tailnet anew.
 func (c Cleanup) stopOperator(ctx context.Context) error {
-	deployments := c.kube.AppsV1().Deployments(c.Namespace)
+	deployments := c.apps.Deployments(c.Namespace)
 	d, err := deployments.Get(ctx, c.Deployment, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -159,7 +164,7 @@ func (c Cleanup) stopOperator(ctx context.Context) error {
 	}
 	selector := metav1.FormatLabelSelector(d.Spec.Selector)
 	err = wait.PollUntilContextCancel(ctx, cleanupInterval, true, func(ctx context.Context) (bool, error) {
-		pods, err := c.kube.CoreV1().Pods(c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+		pods, err := c.core.Pods(c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 		return err == nil && len(pods.Items) == 0, err
 	})
 	if wait.Interrupted(err) {

@@ -11,7 +11,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
 )
 
 // KeyAuthKey is the key of a Secret with an auth key.
@@ -29,7 +28,7 @@ const (
 // state Secret (see [KeyReissue]). It needs get on the Secret.
 type SecretKeys struct {
 	// Client reads the Secret.
-	Client kubernetes.Interface
+	Client KubernetesClient
 	// Namespace and Name are those of the Secret.
 	Namespace, Name string
 	// State is the device's state Secret.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,10 +19,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
@@ -52,7 +53,7 @@ type SharedCertificates struct {
 // SharedConfig says where replicas share a certificate.
 type SharedConfig struct {
 	// Client reads and writes the objects.
-	Client kubernetes.Interface
+	Client KubernetesClient
 	// Namespace is that of the objects.
 	Namespace string
 	// Secret is the name of the Secret with the certificate, which exists. Its type
@@ -188,28 +189,40 @@ func (c *SharedCertificates) elector() (*leaderelection.LeaderElector, error) {
 // follow loads the Secret's certificate whenever it changes. It closes loaded when it
 // has done so for the first time.
 func (c *SharedCertificates) follow(ctx context.Context, loaded chan<- struct{}) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(c.config.Client, 0,
-		informers.WithNamespace(c.config.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, c.config.Secret).String()
-		}))
 	load := func(object any) {
 		if secret, ok := object.(*corev1.Secret); ok {
 			c.load(ctx, secret)
 		}
 	}
-	informer := factory.Core().V1().Secrets().Informer()
+	informer := cache.NewSharedInformer(c.watcher(), &corev1.Secret{}, 0)
 	handler, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: load, UpdateFunc: func(_, object any) { load(object) }})
 	if err != nil {
 		return fmt.Errorf("watching Secret %s/%s: %w", c.config.Namespace, c.config.Secret, err)
 	}
-	factory.StartWithContext(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { informer.RunWithContext(ctx) })
+	defer running.Wait()
 	if cache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
 		close(loaded)
 	}
 	<-ctx.Done()
-	factory.Shutdown()
 	return nil
+}
+
+// watcher lists and watches the Secret, and no other.
+func (c *SharedCertificates) watcher() cache.ListerWatcher {
+	secrets := c.config.Client.CoreV1().Secrets(c.config.Namespace)
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, c.config.Secret).String()
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = only
+			return secrets.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = only
+			return secrets.Watch(ctx, o)
+		},
+	}, c.config.Client)
 }
 
 // load takes over the Secret's certificate. One that cannot be read leaves the last

@@ -19,7 +19,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"tailscale.com/ipn"
 )
@@ -43,7 +42,7 @@ var _ ipn.StateStore = (*SecretStore)(nil)
 
 // NewSecretStore reads the Secret, creates it when there is none, and returns the
 // store. While the API server cannot answer it tries again, until ctx is done.
-func NewSecretStore(ctx context.Context, client kubernetes.Interface, namespace, name string, log *slog.Logger) (*SecretStore, error) {
+func NewSecretStore(ctx context.Context, client KubernetesClient, namespace, name string, log *slog.Logger) (*SecretStore, error) {
 	s := &SecretStore{secrets: client.CoreV1().Secrets(namespace), name: name, data: map[string][]byte{}}
 	err := s.retry(ctx, func(ctx context.Context) error {
 		err := s.load(ctx)

@@ -37,7 +37,7 @@ import (
 )
 
 // limit is the size in bytes that an image, unpacked, must not exceed.
-const limit = 90_000_000
+const limit = 70_000_000
 
 // options are the flags.
 type options struct {
