@@ -60,11 +60,21 @@ test: programs ## Run all tests, with the race detector
 	go test -race -timeout 60m $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: lint
-lint: lint-go lint-api lint-chart ## Check code and chart
+lint: lint-go lint-modules lint-api lint-chart ## Check code and chart
 
 .PHONY: lint-go
 lint-go: $(BIN)/golangci-lint
 	$(PURE) GOFLAGS="$(GOFLAGS) -trimpath" $(BIN)/golangci-lint run $(PACKAGES)
+
+# Modules of their own with code of this repository.
+MODULES := test/e2e tools/alerts tools/images
+
+.PHONY: lint-modules
+lint-modules: $(BIN)/golangci-lint
+	@set -e; for module in $(MODULES); do \
+		echo "golangci-lint run in $$module"; \
+		(cd $$module && $(PURE) GOFLAGS="$(GOFLAGS) -trimpath" "$(CURDIR)/$(BIN)/golangci-lint" run --config "$(CURDIR)/.golangci.yaml"); \
+	done
 
 .PHONY: lint-api
 lint-api: $(BIN)/controller-gen
@@ -138,7 +148,7 @@ RUN ?=
 e2e: ## Install, use and break the chart on a kind cluster (RUN=TestName for one test; needs Docker)
 	@docker info >/dev/null 2>&1 || { echo "make e2e needs a Docker engine, and none is running (.ci/docker-engine starts Debian's)" >&2; exit 1; }
 	@$(MAKE) --no-print-directory images IMAGES=$(BIN)/e2e-images ARCHITECTURES=$$(go env GOARCH)
-	$(PURE) go -C test/e2e test -v -count=1 -timeout 40m -parallel 3 -run '$(RUN)' $(TESTFLAGS) . -args \
+	$(PURE) go -C test/e2e test -trimpath -v -count=1 -timeout 40m -parallel 3 -run '$(RUN)' $(TESTFLAGS) . -args \
 		-image="$(CURDIR)/$(BIN)/e2e-images/tailhelm-$$(go env GOARCH).tar" -node-image="$$(cat $(BIN)/kind-node-image 2>/dev/null)" $(E2EFLAGS)
 
 .PHONY: demo
