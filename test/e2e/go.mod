@@ -5,12 +5,15 @@ go 1.26.6
 replace github.com/tailhelm/tailhelm => ../..
 
 require (
+	github.com/container-storage-interface/spec v1.12.0
 	github.com/google/go-containerregistry v0.21.5
 	github.com/gruntwork-io/terratest v1.0.1
 	github.com/tailhelm/tailhelm v0.0.0-00010101000000-000000000000
+	google.golang.org/grpc v1.82.1
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2
 	k8s.io/client-go v0.37.2
+	k8s.io/kubelet v0.37.2
 	sigs.k8s.io/kind v0.33.0
 )
 
@@ -81,6 +84,7 @@ require (
 	github.com/texttheater/golang-levenshtein v1.0.1 // indirect
 	github.com/urfave/cli v1.22.16 // indirect
 	github.com/virtuald/go-ordered-json v0.0.0-20170621173500-b18e6e673d74 // indirect
+	google.golang.org/genproto/googleapis/rpc v0.0.0-20260526163538-3dc84a4a5aaa // indirect
 	gopkg.in/yaml.v2 v2.4.0 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
 )

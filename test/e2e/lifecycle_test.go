@@ -9,8 +9,11 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/tailhelm/tailhelm/test/e2e/framework"
 )
@@ -121,6 +124,12 @@ func TestManifests(t *testing.T) {
 	r.Apply(t, files...)
 	r.WaitReady(t, "")
 	use(t, r, auth)
+	sameDevice(t, r, func(corev1.Pod) {
+		out, err := suite.Kubectl(t.Context(), "--namespace="+r.Namespace, "rollout", "restart", "deployment/"+r.Deployment).CombinedOutput()
+		if err != nil {
+			t.Fatalf("kubectl rollout restart: %v\n%s", err, out)
+		}
+	})
 	r.DeleteManifests(t, files...)
 	checkGone(t, r, true) // kubectl delete cleans up nothing in the tailnet
 }
@@ -136,35 +145,62 @@ func TestImpersonationAllowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := suite.Kubectl(t.Context(), "auth", "whoami", "--token="+token, "--as="+framework.Alice, "--as-group="+framework.Admins, "--output=name").CombinedOutput()
+	config := rest.AnonymousClientConfig(suite.Config)
+	config.BearerToken = token
+	config.Impersonate = rest.ImpersonationConfig{UserName: framework.Alice, Groups: []string{framework.Admins}}
+	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		t.Errorf("the ServiceAccount cannot impersonate: %v\n%s", err, out)
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Pods(framework.Work).List(t.Context(), metav1.ListOptions{}); err != nil {
+		t.Errorf("the ServiceAccount cannot impersonate: %v", err)
+	}
+	config.Impersonate = rest.ImpersonationConfig{}
+	if client, err = kubernetes.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CoreV1().Pods(framework.Work).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("listing pods without impersonation: %v, want that it is forbidden", err)
 	}
 	for _, d := range r.Devices() {
 		t.Errorf("there is a device %s, but the proxy is off", d.FQDN)
 	}
+	r.Uninstall(t)
+	checkGone(t, r, false)
 }
 
-// TestControlServerRestarts takes the control server away: calls go on.
+// TestControlServerRestarts takes the control server away: calls go on. A pod that starts
+// meanwhile says why it is not ready, and gets ready by itself when the control server is
+// back.
 func TestControlServerRestarts(t *testing.T) {
 	r := installed(t, "control-restarts")
 	callers := callersOf(t, r, auth)
-	if err := suite.Tailnet.StopControl(); err != nil {
-		t.Fatal(err)
+	stopped := false
+	start := func() {
+		if err := suite.Tailnet.StartControl(); err != nil {
+			t.Fatal(err)
+		}
+		stopped = false
 	}
-	for _, c := range callers {
-		c.CheckIdentity(t)
-	}
-	if err := suite.Tailnet.StartControl(); err != nil {
-		t.Fatal(err)
-	}
-	if err := suite.Tailnet.WaitOnline(t.Context(), r.Hostname, true); err != nil {
-		t.Fatal(err)
-	}
-	r.WaitReady(t, "")
-	for _, c := range callers {
-		c.CheckIdentity(t)
-	}
+	t.Cleanup(func() {
+		if stopped {
+			start()
+		}
+	})
+	sameDevice(t, r, func(pod corev1.Pod) {
+		if err := suite.Tailnet.StopControl(); err != nil {
+			t.Fatal(err)
+		}
+		stopped = true
+		for _, c := range callers {
+			c.CheckIdentity(t)
+		}
+		if err := suite.Kube.CoreV1().Pods(r.Namespace).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.WaitReadyz(t, "[-]tailnet failed: ")
+		start()
+	})
 }
 
 // TestAPIServerRestarts takes the API server away: callers learn why nothing works, and
@@ -193,6 +229,9 @@ func TestAPIServerRestarts(t *testing.T) {
 	framework.Wait(t, "kubectl to say that the API server is away", func(ctx context.Context) bool {
 		said, _ = callers[0].Run(ctx, framework.Options{}, "get", "pods")
 		return strings.Contains(said, "cannot be reached from the proxy")
+	})
+	framework.Wait(t, "/readyz to say that the API server is away", func(ctx context.Context) bool {
+		return strings.Contains(r.ReadyzOf(ctx, &pod), "[-]apiserver failed: ")
 	})
 	if err := back(); err != nil {
 		t.Fatal(err)

@@ -47,6 +47,13 @@ func existingSecret(t *testing.T, r *framework.Release) {
 	r.Secret(t, "tailnet-credentials", map[string]string{"id": id, "secret": secret})
 }
 
+// csiSecretVolume installs the driver of the example, which has the OAuth client.
+func csiSecretVolume(t *testing.T, _ *framework.Release) {
+	t.Helper()
+	id, secret := suite.Tailnet.OAuthClient(framework.OperatorTag)
+	suite.InstallSecretsStore(t, "secrets-store.csi.k8s.io", "tailnet-oauth", map[string]string{"client_id": id, "client_secret": secret})
+}
+
 // monitoring installs the custom resources of the Prometheus operator.
 func monitoring(t *testing.T, r *framework.Release) {
 	t.Helper()

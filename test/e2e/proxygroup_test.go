@@ -5,7 +5,11 @@ package e2e
 
 import (
 	"context"
+	"slices"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tailhelm/tailhelm/test/e2e/framework"
 )
@@ -21,8 +25,8 @@ var groups = map[string]map[string]permutation{
 }
 
 // TestProxyGroups installs each example with ProxyGroups, uses the names that the
-// replicas serve together, and uninstalls it. The examples share their names, so that one
-// follows the other.
+// replicas serve together, upgrades it, and uninstalls it. The examples share their names,
+// so that one follows the other.
 func TestProxyGroups(t *testing.T) {
 	owners := map[string][]string{}
 	for _, tag := range groupTags {
@@ -38,23 +42,71 @@ func TestProxyGroups(t *testing.T) {
 			oauth(t, r)
 			r.Upgrade(t)
 			for name, p := range names {
-				out, err := suite.Kubectl(t.Context(), "wait", "proxygroup/"+name, "--for=condition=ProxyGroupReady=true", "--timeout=3m").CombinedOutput()
-				if err != nil {
-					t.Fatalf("kubectl wait: %v\n%s", err, out)
-				}
+				waitGroup(t, name)
 				framework.Use(t, example+"-"+name, callersAt(t, name+"."+suite.Tailnet.Domain(), p))
 			}
+			upgradeGroups(t, r, names)
 			r.Uninstall(t)
-			framework.Wait(t, "every device of the groups to be gone", func(context.Context) bool {
-				for _, d := range suite.Tailnet.Devices() {
-					for _, tag := range d.Identity.Tags {
-						if tag != framework.Machine {
-							return false
-						}
-					}
-				}
-				return true
+			framework.Wait(t, "every device of the groups to be gone", func(context.Context) bool { return len(groupDevices()) == 0 })
+			if services := suite.Tailnet.Services(); len(services) > 0 {
+				t.Errorf("after helm uninstall the tailnet still has %+v", services)
+			}
+		})
+	}
+}
+
+// waitGroup waits until a ProxyGroup is ready.
+func waitGroup(t *testing.T, name string) {
+	t.Helper()
+	out, err := suite.Kubectl(t.Context(), "wait", "proxygroup/"+name, "--for=condition=ProxyGroupReady=true", "--timeout=5m").CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl wait: %v\n%s", err, out)
+	}
+}
+
+// groupDevices are the IDs of the devices that operators and replicas are.
+func groupDevices() []string {
+	var ids []string
+	for _, d := range suite.Tailnet.Devices() {
+		if slices.ContainsFunc(d.Identity.Tags, func(tag string) bool { return tag != framework.Machine }) {
+			ids = append(ids, d.ID)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// upgradeGroups changes a value that replaces every replica, and checks that the groups
+// come back as the same devices, with the same certificates.
+func upgradeGroups(t *testing.T, r *framework.Release, names map[string]permutation) {
+	t.Helper()
+	orders := func() (n int) {
+		for name := range names {
+			n += suite.Tailnet.CertificateOrders(name + "." + suite.Tailnet.Domain())
+		}
+		return n
+	}
+	devices, ordered := groupDevices(), orders()
+	const annotation = "upgraded"
+	r.Values["workloads.podAnnotations."+annotation] = "yes"
+	r.Upgrade(t)
+	for name, p := range names {
+		selector := metav1.ListOptions{LabelSelector: "tailscale.com/parent-resource=" + name}
+		framework.Wait(t, "every replica of "+name+" to be replaced", func(ctx context.Context) bool {
+			list, err := suite.Kube.CoreV1().Pods(r.Namespace).List(ctx, selector)
+			return err == nil && len(list.Items) > 0 && !slices.ContainsFunc(list.Items, func(pod corev1.Pod) bool {
+				return pod.Annotations[annotation] == "" || pod.DeletionTimestamp != nil
 			})
 		})
+		waitGroup(t, name)
+		for _, c := range callersAt(t, name+"."+suite.Tailnet.Domain(), p) {
+			c.CheckIdentity(t)
+		}
+	}
+	if after := groupDevices(); !slices.Equal(after, devices) {
+		t.Errorf("after an upgrade the devices are %q, before it they were %q", after, devices)
+	}
+	if n := orders(); n != ordered {
+		t.Errorf("the upgrade ordered %d certificates", n-ordered)
 	}
 }

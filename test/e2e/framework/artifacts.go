@@ -4,8 +4,11 @@
 package framework
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,11 +54,12 @@ func (r *Release) WriteArtifacts(ctx context.Context, t *testing.T) {
 	command("helm-values.yaml", "helm", "get", "values", r.Name)
 	command("helm-manifest.yaml", "helm", "get", "manifest", r.Name)
 	command("helm-history.txt", "helm", "history", r.Name)
-	for _, pod := range r.Pods(ctx, t) {
+	command("proxygroups.yaml", kubectl, "get", "proxygroups,proxyclasses", "--output=yaml")
+	for _, pod := range r.pods(ctx, t, "") {
 		command(pod.Name+".log", kubectl, "logs", pod.Name, "--all-containers")
 		command(pod.Name+"-previous.log", kubectl, "logs", pod.Name, "--all-containers", "--previous")
 		for _, path := range []string{"metrics", "readyz"} {
-			out, err := r.ask(ctx, pod.Name, path)
+			out, err := r.ask(ctx, &pod, path)
 			write(pod.Name+"-"+path+".txt", out, err)
 		}
 	}
@@ -63,15 +67,20 @@ func (r *Release) WriteArtifacts(ctx context.Context, t *testing.T) {
 	write("tailnet.json", state, err)
 }
 
-// podSelector selects the operator's pods, but not those of the Job that cleans up.
+// podSelector selects the operator's pods: not those of the Job that cleans up, and no replicas.
 func podSelector(release string) string {
-	return "app.kubernetes.io/instance=" + release + ",app.kubernetes.io/component!=cleanup"
+	return "app.kubernetes.io/instance=" + release + ",app.kubernetes.io/component=operator"
 }
 
 // Pods are the operator's pods.
 func (r *Release) Pods(ctx context.Context, t *testing.T) []corev1.Pod {
 	t.Helper()
-	list, err := r.suite.Kube.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: podSelector(r.Name)})
+	return r.pods(ctx, t, podSelector(r.Name))
+}
+
+func (r *Release) pods(ctx context.Context, t *testing.T, selector string) []corev1.Pod {
+	t.Helper()
+	list, err := r.suite.Kube.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		t.Errorf("pods of %s: %v", r.Namespace, err)
 		return nil
@@ -79,23 +88,41 @@ func (r *Release) Pods(ctx context.Context, t *testing.T) []corev1.Pod {
 	return list.Items
 }
 
-// ask asks the operator on its metrics port, through the API server.
-func (r *Release) ask(ctx context.Context, pod, path string) ([]byte, error) {
-	return r.suite.Kube.CoreV1().RESTClient().Get().Namespace(r.Namespace).Resource("pods").Name(pod+":9002").
-		SubResource("proxy").Suffix(path).Param("verbose", "true").DoRaw(ctx)
+// ask asks a pod on its metrics port, from the pod's node: as a kubelet does, and without
+// the API server.
+func (r *Release) ask(ctx context.Context, pod *corev1.Pod, path string) ([]byte, error) {
+	if pod.Status.PodIP == "" {
+		return nil, fmt.Errorf("pod %s has no address", pod.Name)
+	}
+	node, err := r.suite.node(pod.Spec.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	url := "http://" + net.JoinHostPort(pod.Status.PodIP, "9002") + "/" + path + "?verbose"
+	var out, problem bytes.Buffer
+	cmd := node.CommandContext(ctx, "curl", "--silent", "--show-error", "--max-time", "10", url)
+	if err := cmd.SetStdout(&out).SetStderr(&problem).Run(); err != nil {
+		return nil, fmt.Errorf("%s on node %s: %w\n%s", url, node, err, &problem)
+	}
+	return out.Bytes(), nil
 }
 
-// Readyz is what the operator's pod answers to /readyz?verbose, an error of its as well.
+// Readyz is what the operator's pod answers to /readyz?verbose, also when it is not ready.
 // It is empty when there is no pod that could be asked.
 func (r *Release) Readyz(ctx context.Context, t *testing.T) string {
 	t.Helper()
 	for _, pod := range r.Pods(ctx, t) {
-		if pod.DeletionTimestamp == nil && pod.Status.PodIP != "" {
-			out, _ := r.ask(ctx, pod.Name, "readyz") // not ready is an error, with an answer
-			return string(out)
+		if pod.DeletionTimestamp == nil {
+			return r.ReadyzOf(ctx, &pod)
 		}
 	}
 	return ""
+}
+
+// ReadyzOf is what a pod answers to /readyz?verbose. It is empty when it cannot be asked.
+func (r *Release) ReadyzOf(ctx context.Context, pod *corev1.Pod) string {
+	out, _ := r.ask(ctx, pod, "readyz")
+	return string(out)
 }
 
 // Log is what the operator has logged.

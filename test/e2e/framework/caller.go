@@ -5,14 +5,18 @@ package framework
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -71,7 +75,7 @@ func (s *Suite) TokenCallers(ctx context.Context, device string, flags ...string
 			return nil, err
 		}
 		c.User = "system:serviceaccount:" + Work + ":" + c.User
-		c.Groups = []string{"system:serviceaccounts:" + Work}
+		c.Groups = []string{"system:serviceaccounts", "system:serviceaccounts:" + Work}
 	}
 	return callers, nil
 }
@@ -123,17 +127,14 @@ func (c *Caller) WaitReachable(t *testing.T) {
 	t.Helper()
 	var last string
 	Wait(t, c.Name+" to reach the device", func(ctx context.Context) bool {
-		last, _ = c.Run(ctx, Options{}, "get", "--raw=/version")
+		last, _ = c.Run(ctx, Options{Timeout: 20 * time.Second}, "get", "--raw=/version")
 		return !strings.Contains(last, "SOCKS server failure") && !strings.Contains(last, "network unreachable")
 	})
 }
 
-// callTimeout bounds a call. A working one takes a fraction of a second.
-const callTimeout = time.Minute
-
 // Run runs kubectl and returns what it wrote, both streams in one.
 func (c *Caller) Run(ctx context.Context, o Options, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(o.Timeout, *patience))
 	defer cancel()
 	cmd := c.command(ctx, o, args...)
 	if o.Stdin != "" {
@@ -152,6 +153,8 @@ type Options struct {
 	SPDY bool
 	// Stdin is what kubectl reads.
 	Stdin string
+	// Timeout bounds the call, if it is not as long as any other wait.
+	Timeout time.Duration
 }
 
 func (c *Caller) command(ctx context.Context, o Options, args ...string) *exec.Cmd {
@@ -165,7 +168,7 @@ func (c *Caller) command(ctx context.Context, o Options, args ...string) *exec.C
 // writes. Its standard input stays open behind o.Stdin. When kubectl ends before that,
 // Follow returns an error with what it wrote.
 func (c *Caller) Follow(ctx context.Context, o Options, done func(line string) bool, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, *patience)
 	defer cancel()
 	cmd := c.command(ctx, o, args...)
 	stdin, err := cmd.StdinPipe()
@@ -212,24 +215,28 @@ func tail(lines []string) string {
 	return strings.Join(lines, "\n")
 }
 
-// CheckIdentity fails the test when Kubernetes takes the caller for somebody else.
+// CheckIdentity fails the test when Kubernetes takes the caller for somebody else, or for
+// a member of other groups.
 func (c *Caller) CheckIdentity(t *testing.T) {
 	t.Helper()
-	out, err := c.Run(t.Context(), Options{}, "auth", "whoami", "--output=jsonpath={.status.userInfo.username} {.status.userInfo.groups}")
+	out, err := c.Run(t.Context(), Options{}, "auth", "whoami", "--output=json")
 	if err != nil {
 		t.Error(err)
 		return
 	}
-	user, groups, _ := strings.Cut(out, " ")
-	if user != c.User {
-		t.Errorf("%s is %q to Kubernetes, want %q", c.Name, user, c.User)
+	var review authenticationv1.SelfSubjectReview
+	if err := json.Unmarshal([]byte(out), &review); err != nil {
+		t.Errorf("%s: kubectl auth whoami wrote %q: %v", c.Name, out, err)
+		return
 	}
-	for _, group := range c.Groups {
-		if !strings.Contains(groups, `"`+group+`"`) {
-			t.Errorf("%s is in the groups %s, want %q", c.Name, groups, group)
-		}
+	is := review.Status.UserInfo
+	if is.Username != c.User {
+		t.Errorf("%s is %q to Kubernetes, want %q", c.Name, is.Username, c.User)
 	}
-	if len(c.Groups) == 0 && groups != `["system:authenticated"]` {
-		t.Errorf("%s is in the groups %s, want none but system:authenticated", c.Name, groups)
+	want := append([]string{"system:authenticated"}, c.Groups...)
+	slices.Sort(want)
+	slices.Sort(is.Groups)
+	if !slices.Equal(is.Groups, want) {
+		t.Errorf("%s is in the groups %q, want %q", c.Name, is.Groups, want)
 	}
 }

@@ -46,6 +46,7 @@ type Client struct {
 	Name string
 
 	programs programs
+	payload  payload
 	dir      string
 	socks    string // address of the SOCKS5 server
 	env      []string
@@ -55,7 +56,7 @@ type Client struct {
 
 // startClient starts a tailscaled in userspace mode and logs it in.
 func (s *Suite) startClient(ctx context.Context, p programs, name string, id tailnet.Identity) (_ *Client, err error) {
-	c := &Client{Name: name, programs: p, dir: filepath.Join(s.dir, name), env: s.Tailnet.Environ()}
+	c := &Client{Name: name, programs: p, payload: s.payload, dir: filepath.Join(s.dir, name), env: s.Tailnet.Environ()}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("client %s: %w", name, err)
@@ -79,7 +80,7 @@ func (s *Suite) startClient(ctx context.Context, p programs, name string, id tai
 	if err := c.daemon.Start(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, *patience)
 	defer cancel()
 	// The first attempts find no socket.
 	err = wait.PollUntilContextCancel(ctx, 50*time.Millisecond, true, func(context.Context) (bool, error) {
@@ -145,7 +146,7 @@ func (c *Client) ConfigureKubeconfig(ctx context.Context, device string, flags .
 	}
 	var out []byte
 	var last error
-	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, *patience, true, func(ctx context.Context) (bool, error) {
 		cmd := c.Tailscale(ctx, append(append([]string{"configure", "kubeconfig"}, flags...), device)...)
 		cmd.Env = append(cmd.Env, "KUBECONFIG="+path)
 		out, last = cmd.CombinedOutput()

@@ -75,7 +75,7 @@ func (s *Suite) createCluster(p *cluster.Provider) error {
 		cluster.CreateWithV1Alpha4Config(clusterConfig()),
 		cluster.CreateWithKubeconfigPath(s.Kubeconfig),
 		cluster.CreateWithDisplayUsage(false), cluster.CreateWithDisplaySalutation(false),
-		cluster.CreateWithWaitForReady(3 * time.Minute),
+		cluster.CreateWithWaitForReady(*patience),
 	}
 	if *nodeImage != "" {
 		options = append(options, cluster.CreateWithNodeImage(*nodeImage))
@@ -122,6 +122,20 @@ func (s *Suite) ControlPlane() (nodes.Node, error) {
 	return nil, errors.New("the cluster has no control plane")
 }
 
+// node is the node of this name, as a container.
+func (s *Suite) node(name string) (nodes.Node, error) {
+	all, err := s.Nodes()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range all {
+		if n.String() == name {
+			return n, nil
+		}
+	}
+	return nil, fmt.Errorf("the cluster has no node %q", name)
+}
+
 // connectNodes gives each node routes to the pods of the others, which kind's own
 // network does with kindnet; the node image of this repository has none.
 func (s *Suite) connectNodes(ctx context.Context) error {
@@ -158,7 +172,7 @@ func internalIP(n *corev1.Node) string {
 
 // waitNodes waits until every node is ready and has a range of addresses for pods.
 func (s *Suite) waitNodes(ctx context.Context) error {
-	err := wait.PollUntilContextTimeout(ctx, time.Second, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, time.Second, *patience, true, func(ctx context.Context) (bool, error) {
 		list, err := s.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, nil //nolint:nilerr // the next attempt may work

@@ -6,6 +6,7 @@ package framework
 import (
 	"flag"
 	"runtime"
+	"time"
 )
 
 // Flags of the tests, after "-args".
@@ -15,5 +16,6 @@ var (
 	keep        = flag.Bool("keep", false, "leave the cluster running")
 	nodeImage   = flag.String("node-image", "", "node image of kind; kind's published one if empty")
 	image       = flag.String("image", "../../.bin/e2e-images/tailhelm-"+runtime.GOARCH+".tar", "archive of the image of tailhelm")
+	patience    = flag.Duration("patience", 5*time.Minute, "how long to wait for anything; only a test that fails waits so long")
 	artifacts   = flag.String("artifacts", "../../.bin/e2e", "folder for what failed tests leave behind")
 )

@@ -72,15 +72,19 @@ func (s *Suite) loadArchive(path string) error {
 	return nil
 }
 
-// buildWorkload compiles the workload and writes the archive of its image.
+// ownPrograms are commands of this module that the image of the workload has.
+var ownPrograms = []string{"workload", "secretsstore"}
+
+// buildWorkload compiles the programs and writes the archive of their image.
 func (s *Suite) buildWorkload(ctx context.Context, path string) error {
-	program := filepath.Join(s.dir, "workload")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "github.com/tailhelm/tailhelm/test/e2e/workload") //nolint:gosec // the Go compiler
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the workload: %w\n%s", err, out)
+	for _, name := range ownPrograms {
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(s.dir, name), "github.com/tailhelm/tailhelm/test/e2e/"+name) //nolint:gosec // the Go compiler
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
 	}
-	content, err := workloadFiles(program)
+	content, err := workloadFiles(s.dir)
 	if err != nil {
 		return err
 	}
@@ -105,29 +109,31 @@ func (s *Suite) buildWorkload(ctx context.Context, path string) error {
 	return tarball.WriteToFile(path, tag, image)
 }
 
-// workloadFiles is the archive of the workload's image: the program under all its names.
-func workloadFiles(program string) ([]byte, error) {
-	content, err := os.ReadFile(program) //nolint:gosec // built above
-	if err != nil {
-		return nil, err
-	}
+// workloadFiles is the archive of the workload's image: the programs of a folder, and the
+// workload under all its names.
+func workloadFiles(dir string) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
-	headers := []*tar.Header{
-		{Name: "bin/workload", Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg},
-		{Name: "tmp/", Mode: 0o777, Typeflag: tar.TypeDir},
+	for _, name := range ownPrograms {
+		content, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // built above
+		if err != nil {
+			return nil, err
+		}
+		header := &tar.Header{Name: "bin/" + name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}
+		if err := w.WriteHeader(header); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(content); err != nil {
+			return nil, err
+		}
 	}
+	headers := []*tar.Header{{Name: "tmp/", Mode: 0o777, Typeflag: tar.TypeDir}}
 	for _, tool := range []string{"cat", "echo", "rm", "sha256sum", "tar", "test"} {
 		headers = append(headers, &tar.Header{Name: "bin/" + tool, Mode: 0o777, Typeflag: tar.TypeSymlink, Linkname: "workload"})
 	}
 	for _, h := range headers {
 		if err := w.WriteHeader(h); err != nil {
 			return nil, err
-		}
-		if h.Typeflag == tar.TypeReg {
-			if _, err := w.Write(content); err != nil {
-				return nil, err
-			}
 		}
 	}
 	return out.Bytes(), w.Close()

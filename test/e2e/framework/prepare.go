@@ -132,7 +132,7 @@ func (s *Suite) makePod(ctx context.Context) error {
 	if err := s.Kube.CoreV1().Pods(Work).Delete(ctx, Pod, now); err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
-	return wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	return wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, *patience, true, func(ctx context.Context) (bool, error) {
 		_, err := s.Kube.CoreV1().Pods(Work).Create(ctx, pod, metav1.CreateOptions{})
 		return err == nil, nil
 	})
@@ -140,7 +140,7 @@ func (s *Suite) makePod(ctx context.Context) error {
 
 // waitPod waits until a pod is ready.
 func (s *Suite) waitPod(ctx context.Context, namespace, name string) error {
-	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, *patience, true, func(ctx context.Context) (bool, error) {
 		pod, err := s.Kube.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 		return err == nil && podReady(pod), nil
 	})

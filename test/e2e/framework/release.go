@@ -169,14 +169,11 @@ func (r *Release) options(t *testing.T, timeout time.Duration) *helm.Options {
 	}
 }
 
-// upTimeout bounds an installation. A working one takes seconds.
-const upTimeout = 3 * time.Minute
-
 // Upgrade is helm upgrade --install --wait: it returns when the operator is ready.
 func (r *Release) Upgrade(t *testing.T) {
 	t.Helper()
 	r.installed = true
-	helm.UpgradeContext(t, t.Context(), r.options(t, upTimeout), chart, r.Name)
+	helm.UpgradeContext(t, t.Context(), r.options(t, *patience), chart, r.Name)
 }
 
 // UpgradeInVain is helm upgrade --install --wait of something that cannot become ready:
@@ -192,14 +189,14 @@ func (r *Release) UpgradeInVain(t *testing.T) {
 // Rollback is helm rollback to a revision.
 func (r *Release) Rollback(t *testing.T, revision string) {
 	t.Helper()
-	helm.RollbackContext(t, t.Context(), r.options(t, upTimeout), r.Name, revision)
+	helm.RollbackContext(t, t.Context(), r.options(t, *patience), r.Name, revision)
 }
 
 // Uninstall is helm uninstall --wait.
 func (r *Release) Uninstall(t *testing.T) {
 	t.Helper()
+	helm.DeleteContext(t, t.Context(), r.options(t, *patience), r.Name, true)
 	r.installed = false
-	helm.DeleteContext(t, t.Context(), r.options(t, upTimeout), r.Name, true)
 }
 
 // cleanup takes down what the test left, with artifacts if it failed, and checks that the
@@ -207,13 +204,13 @@ func (r *Release) Uninstall(t *testing.T) {
 func (r *Release) cleanup(t *testing.T) {
 	t.Helper()
 	// The test's own context has ended.
-	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), *patience)
 	defer cancel()
 	if t.Failed() {
 		r.WriteArtifacts(ctx, t)
 	}
 	if r.installed {
-		if err := helm.DeleteContextE(t, ctx, r.options(t, upTimeout), r.Name, true); err != nil && !strings.Contains(err.Error(), "not found") {
+		if err := helm.DeleteContextE(t, ctx, r.options(t, *patience), r.Name, true); err != nil && !strings.Contains(err.Error(), "not found") {
 			t.Errorf("helm uninstall: %v", err)
 		}
 	}

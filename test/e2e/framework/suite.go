@@ -55,6 +55,7 @@ type Suite struct {
 	gateway string // of the cluster's network
 	image   loadedImage
 	logs    *logFile
+	payload payload
 }
 
 // Run runs the tests of a package with a suite, which *s points to from then on, and
@@ -126,6 +127,9 @@ func start(ctx context.Context) (*Suite, error) {
 	}
 	step(begin, "starting the tailnet and its clients")
 	if err := s.startTailnet(ctx); err != nil {
+		return s, err
+	}
+	if s.payload, err = newPayload(filepath.Join(s.dir, "payload")); err != nil {
 		return s, err
 	}
 	if err := s.startClients(ctx, programs); err != nil {

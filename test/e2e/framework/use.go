@@ -39,7 +39,7 @@ func operations(id string) []operation {
 	return []operation{
 		{"get", View, false, output("pod/"+Pod, "get", "pod", Pod, "--output=name")},
 		{"list", View, false, output("pod/"+Pod, "get", "pods", "--output=name")},
-		{"watch", View, false, output(`"ADDED"`, "get", "--raw", "/api/v1/namespaces/"+Work+"/pods?watch=1&timeoutSeconds=1")},
+		{"watch", View, false, watch},
 		{"logs -f", View, false, followLogs},
 		{"create", Operate, false, output("created", "create", "configmap", id)},
 		{"delete", Operate, false, output("deleted", "delete", "configmap", id)},
@@ -47,7 +47,7 @@ func operations(id string) []operation {
 		{"attach", Operate, true, attach},
 		{"port-forward", Operate, true, portForward},
 		{"cp", Operate, true, func(ctx context.Context, c *Caller, o Options) error { return copyBothWays(ctx, c, o, id) }},
-		{"debug", Operate, false, output("", "debug", Pod, "--image="+WorkloadImage, "--profile=general", "--attach=false", "--container="+id, "--", "echo", "done")},
+		{"debug", Operate, true, func(ctx context.Context, c *Caller, o Options) error { return debug(ctx, c, o, id) }},
 	}
 }
 
@@ -96,6 +96,14 @@ func execute(ctx context.Context, c *Caller, o Options) error {
 	return output(strings.TrimSpace(o.Stdin), "exec", "--stdin", "--container=main", Pod, "--", "cat")(ctx, c, o)
 }
 
+// watch reads the stream of a watch, which begins with what is there.
+func watch(ctx context.Context, c *Caller, o Options) error {
+	return c.Follow(ctx, o, func(line string) bool {
+		return strings.Contains(line, `"ADDED"`) && strings.Contains(line, `"`+Pod+`"`)
+	},
+		"get", "--raw", "/api/v1/namespaces/"+Work+"/pods?watch=1")
+}
+
 func followLogs(ctx context.Context, c *Caller, o Options) error {
 	lines := map[string]bool{}
 	return c.Follow(ctx, o, func(line string) bool {
@@ -122,12 +130,19 @@ func portForward(ctx context.Context, c *Caller, o Options) error {
 			return false
 		}
 		failure = fetch(ctx, "http://"+m[1])
-		return failure == nil
+		return true
 	}, "port-forward", "pod/"+Pod, ":8080")
-	if err != nil {
-		return errors.Join(err, failure)
+	return errors.Join(err, failure)
+}
+
+// debug adds a container to the pod, and talks to it. Its name is of the protocol, too.
+func debug(ctx context.Context, c *Caller, o Options, id string) error {
+	o.Stdin = "hello from " + c.Name + "\n"
+	if o.SPDY {
+		id += "-spdy"
 	}
-	return failure
+	return c.Follow(ctx, o, func(line string) bool { return line == strings.TrimSpace(o.Stdin) },
+		"debug", Pod, "--stdin", "--attach", "--quiet", "--image="+WorkloadImage, "--profile=general", "--container="+id, "--", "cat")
 }
 
 func fetch(ctx context.Context, url string) error {
@@ -147,16 +162,24 @@ func fetch(ctx context.Context, url string) error {
 	return err
 }
 
+// payload is the file that clients copy: nothing compresses it.
+type payload struct{ path, checksum string }
+
+func newPayload(path string) (payload, error) {
+	f, err := os.Create(path) //nolint:gosec // in the suite's folder
+	if err != nil {
+		return payload{}, err
+	}
+	h := sha256.New()
+	_, err = io.CopyN(io.MultiWriter(f, h), rand.Reader, copySize)
+	return payload{path: path, checksum: hex.EncodeToString(h.Sum(nil))}, errors.Join(err, f.Close())
+}
+
 // copyBothWays copies a file into the pod and back, and compares checksums at each end.
 func copyBothWays(ctx context.Context, c *Caller, o Options, id string) error {
-	up, down := filepath.Join(c.dir, id+"-up"), filepath.Join(c.dir, id+"-down")
-	defer func() { _, _ = os.Remove(up), os.Remove(down) }()
-	want, err := randomFile(up)
-	if err != nil {
-		return err
-	}
-	remote := "/tmp/" + id
-	if _, err := c.Run(ctx, o, "cp", "--container=main", up, Pod+":"+remote); err != nil {
+	remote, down, want := "/tmp/"+id, filepath.Join(c.dir, id), c.payload.checksum
+	defer func() { _ = os.Remove(down) }() // not there, when something failed
+	if _, err := c.Run(ctx, o, "cp", "--container=main", c.payload.path, Pod+":"+remote); err != nil {
 		return err
 	}
 	out, err := c.Run(ctx, o, "exec", "--container=main", Pod, "--", "sha256sum", remote)
@@ -166,16 +189,8 @@ func copyBothWays(ctx context.Context, c *Caller, o Options, id string) error {
 	if !strings.HasPrefix(out, want) {
 		return fmt.Errorf("after cp into the pod: checksum %q, want %s", out, want)
 	}
-	// Over SPDY, Kubernetes itself at times loses the end of what a container writes when
-	// the reader is slow: 2 of 8 such copies at 25 MB/s, past the proxy.
-	for attempt := 1; ; attempt++ {
-		_, err := c.Run(ctx, o, "cp", "--container=main", Pod+":"+remote, down)
-		if err == nil {
-			break
-		}
-		if !o.SPDY || attempt == copyAttempts || !strings.Contains(err.Error(), "unexpected EOF") {
-			return err
-		}
+	if err := copyBack(ctx, c, o, remote, down); err != nil {
+		return err
 	}
 	got, err := checksum(down)
 	if err != nil {
@@ -188,15 +203,16 @@ func copyBothWays(ctx context.Context, c *Caller, o Options, id string) error {
 	return err
 }
 
-// randomFile writes a file that nothing compresses, and returns its checksum.
-func randomFile(path string) (string, error) {
-	f, err := os.Create(path) //nolint:gosec // in the client's folder
-	if err != nil {
-		return "", err
+// copyBack copies a file from the pod. Over SPDY, Kubernetes itself at times loses the end
+// of what a container writes when the reader is slow: 2 of 8 such copies at 25 MB/s, past
+// the proxy. kubectl says so ("unexpected EOF"), and is asked again.
+func copyBack(ctx context.Context, c *Caller, o Options, remote, to string) error {
+	for attempt := 1; ; attempt++ {
+		_, err := c.Run(ctx, o, "cp", "--container=main", Pod+":"+remote, to)
+		if err == nil || !o.SPDY || attempt == copyAttempts || !strings.Contains(err.Error(), "unexpected EOF") {
+			return err
+		}
 	}
-	h := sha256.New()
-	_, err = io.CopyN(io.MultiWriter(f, h), rand.Reader, copySize)
-	return hex.EncodeToString(h.Sum(nil)), errors.Join(err, f.Close())
 }
 
 func checksum(path string) (string, error) {

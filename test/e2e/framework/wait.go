@@ -13,13 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// patience bounds a wait. It is only ever spent by a test that fails.
-const patience = 3 * time.Minute
-
 // Wait waits until done is true. what says for what.
 func Wait(t *testing.T, what string, done func(ctx context.Context) bool) {
 	t.Helper()
-	err := wait.PollUntilContextTimeout(t.Context(), 250*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(t.Context(), 250*time.Millisecond, *patience, true, func(ctx context.Context) (bool, error) {
 		return done(ctx), nil
 	})
 	if err != nil {
