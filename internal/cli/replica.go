@@ -157,6 +157,7 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 		upstreamSetting: [2]string{"--kubeconfig", path}, refusedGroups: refusedGroups(r.masters), node: node, log: config.Log,
 		certs: hosted.SharedCertificates(tailnet.SharedConfig{
 			Client: client, Namespace: r.namespace, Secret: r.tlsSecret, Lease: r.lease, Identity: o.hostname, Log: config.Log,
+			Staging: strings.Contains(env("TS_DEBUG_ACME_DIRECTORY_URL"), "acme-staging"),
 		}),
 		state: state, podUID: env("POD_UID"),
 		replica: &replica{service: hosted, withdrawDelay: r.withdrawDelay, followEndpoints: follow},

@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -27,11 +28,17 @@ import (
 // newPair returns a self-signed certificate for name and its key, as PEM.
 func newPair(t *testing.T, name string, from, to time.Time) (certPEM, keyPEM string) {
 	t.Helper()
+	return newPairBy(t, "Test", name, from, to)
+}
+
+// newPairBy returns what an authority would, and its key.
+func newPairBy(t *testing.T, authority, name string, from, to time.Time) (certPEM, keyPEM string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: from, NotAfter: to}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: authority}, DNSNames: []string{name}, NotBefore: from, NotAfter: to}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

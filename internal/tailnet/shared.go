@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,6 +64,9 @@ type SharedConfig struct {
 	Lease string
 	// Identity is this replica's name in the Lease.
 	Identity string
+	// Staging says that certificates come from the staging environment of Let's Encrypt,
+	// which nobody trusts. Without it, one from there is replaced at once.
+	Staging bool
 	// Log gets what becomes of the certificate.
 	Log *slog.Logger
 }
@@ -97,6 +101,9 @@ func (c *SharedCertificates) Ready(context.Context) error {
 	cert := c.current.Load()
 	if cert != nil && !isFor(cert, c.service.Name()) {
 		return fmt.Errorf("the certificate is for %v, not for %s: %w", names(cert), c.service.Name(), err)
+	}
+	if cert != nil && !c.suits(cert) {
+		return fmt.Errorf("the certificate is one of Let's Encrypt's staging environment, which clients do not trust, and is about to be replaced: %w", err)
 	}
 	return validNow(cert, err)
 }
@@ -151,10 +158,23 @@ func (c *SharedCertificates) awaitDue(ctx context.Context, due bool) error {
 	return wait.PollUntilContextCancel(ctx, time.Second, true, func(context.Context) (bool, error) { return c.due() == due, nil })
 }
 
-// due reports whether the certificate is missing or in the last third of its life.
+// due reports whether the certificate is missing, wrong, or in the last third of its life.
 func (c *SharedCertificates) due() bool {
-	name, cert := c.service.Name(), c.current.Load()
-	return name != "" && (cert == nil || !isFor(cert, name) || time.Until(cert.Leaf.NotAfter) <= lastThird(cert))
+	cert := c.current.Load()
+	return c.service.Name() != "" && (cert == nil || !c.suits(cert) || time.Until(cert.Leaf.NotAfter) <= lastThird(cert))
+}
+
+// suits reports whether a certificate is one that this replica would order. A replica that
+// asks the staging environment is content with any: in an update that switches it off,
+// old replicas must not order against new ones.
+func (c *SharedCertificates) suits(cert *tls.Certificate) bool {
+	return isFor(cert, c.service.Name()) && (c.config.Staging || !isStaging(cert))
+}
+
+// isStaging reports whether a certificate comes from the staging environment of Let's
+// Encrypt, whose authorities all say so in their names.
+func isStaging(cert *tls.Certificate) bool {
+	return strings.Contains(cert.Leaf.Issuer.String(), "(STAGING)")
 }
 
 // isFor reports whether cert is for a name.
@@ -237,9 +257,9 @@ func (c *SharedCertificates) load(ctx context.Context, secret *corev1.Secret) {
 		c.config.Log.WarnContext(ctx, "the certificate cannot be read", "secret", c.config.Secret, "error", err)
 		return
 	}
-	old, name := c.current.Load(), c.service.Name()
-	if old != nil && isFor(old, name) && !isFor(&cert, name) {
-		return // of the replicas that will replace this one, in an update that renames the Service
+	old := c.current.Load()
+	if old != nil && c.suits(old) && !c.suits(&cert) {
+		return // of the replicas that replace this one, in an update that renames the Service, or of those that it replaces
 	}
 	if old == nil || !old.Leaf.Equal(cert.Leaf) {
 		c.current.Store(&cert)
@@ -274,8 +294,10 @@ func (c *SharedCertificates) renew(ctx context.Context) error {
 	}
 	domain := c.service.Name()
 	var remaining time.Duration // which one that Tailscale's code has kept must have left
-	if cert := c.current.Load(); cert != nil && isFor(cert, domain) {
+	if cert := c.current.Load(); cert != nil && c.suits(cert) {
 		remaining = lastThird(cert)
+	} else if cert != nil && isFor(cert, domain) {
+		remaining = time.Until(cert.Leaf.NotAfter) + time.Second // any but this one
 	}
 	switch domains := c.domains(); {
 	case len(domains) == 0:
@@ -289,7 +311,13 @@ func (c *SharedCertificates) renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the certificate for %s: %w", domain, err)
 	}
-	return c.share(ctx, certPEM, keyPEM)
+	if err := c.share(ctx, certPEM, keyPEM); err != nil {
+		return err
+	}
+	if cert := c.current.Load(); cert != nil && !c.suits(cert) {
+		return fmt.Errorf("the certificate for %s that was ordered is for %v, by %s", domain, names(cert), cert.Leaf.Issuer)
+	}
+	return nil
 }
 
 // errNoHost is why the tailnet issues this device no certificate for the Service.

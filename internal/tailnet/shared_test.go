@@ -35,6 +35,8 @@ const sharedDomain = "kube.tail1234.ts.net"
 type group struct {
 	client kubernetes.Interface
 	life   time.Duration // of the certificates
+	// staging are replicas that ask the staging environment.
+	staging map[string]bool
 
 	mu     sync.Mutex
 	fails  error    // of orders
@@ -120,7 +122,7 @@ func (g *group) startFor(t *testing.T, service tailcfg.ServiceName, name string,
 	n.status = status{state: ipn.Running, name: name + ".tail1234.ts.net"}
 	c := &SharedCertificates{
 		service: &Service{node: n, name: service},
-		config:  SharedConfig{Client: g.client, Namespace: "n", Secret: "g-tls", Lease: "g", Identity: name, Log: slog.New(slog.DiscardHandler)},
+		config:  SharedConfig{Client: g.client, Namespace: "n", Secret: "g-tls", Lease: "g", Identity: name, Staging: g.staging[name], Log: slog.New(slog.DiscardHandler)},
 		domains: func() []string { return domains },
 		order: func(_ context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error) {
 			g.mu.Lock()
@@ -129,7 +131,11 @@ func (g *group) startFor(t *testing.T, service tailcfg.ServiceName, name string,
 			if g.fails != nil {
 				return nil, nil, g.fails
 			}
-			cert, key := newPair(t, domain, time.Now(), time.Now().Add(g.life))
+			authority := "R13"
+			if g.staging[name] {
+				authority = "(STAGING) Riddling Rhubarb R12"
+			}
+			cert, key := newPairBy(t, authority, domain, time.Now(), time.Now().Add(g.life))
 			return []byte(cert), []byte(key), nil
 		},
 	}
@@ -257,6 +263,50 @@ func TestSharedCertificateInARename(t *testing.T) {
 		}
 		renamed.end(t)
 		old.end(t)
+	})
+}
+
+// When replicas no longer ask the staging environment, its certificate is replaced at once,
+// and once: the old replicas, which are still up, do not order against the new ones.
+func TestSharedCertificateOfStaging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(90 * 24 * time.Hour)
+		g.staging = map[string]bool{"old-0": true, "old-1": true}
+		old := []*replicaCertificates{g.start(t, "old-0", sharedDomain), g.start(t, "old-1", sharedDomain)}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for _, r := range old {
+			if err := r.Ready(t.Context()); err != nil || !strings.Contains(r.served(t).Leaf.Issuer.String(), "STAGING") {
+				t.Fatalf("ready: %v, certificate by %s", err, r.served(t).Leaf.Issuer)
+			}
+		}
+		g.fail(errors.New("no DNS"))
+		fresh := g.start(t, "new-1", sharedDomain)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if err := fresh.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "staging environment") {
+			t.Errorf("ready: %v, want that clients do not trust the certificate", err)
+		}
+		g.fail(nil)
+		time.Sleep(time.Minute)
+		for _, r := range append(old, fresh) {
+			synctest.Wait()
+			if err := r.Ready(t.Context()); err != nil || strings.Contains(r.served(t).Leaf.Issuer.String(), "STAGING") {
+				t.Errorf("ready: %v, certificate by %s", err, r.served(t).Leaf.Issuer)
+			}
+		}
+		before, minima := g.ordered()
+		if minima[len(minima)-1] < 89*24*time.Hour {
+			t.Errorf("a certificate that is valid for %v is good enough, and the old one is", minima[len(minima)-1])
+		}
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if after, _ := g.ordered(); len(after) != len(before) {
+			t.Errorf("orders of %v, and then of %v", before, after[len(before):])
+		}
+		for _, r := range append(old, fresh) {
+			r.end(t)
+		}
 	})
 }
 
