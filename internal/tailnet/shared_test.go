@@ -7,7 +7,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +27,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+	"tailscale.com/client/local"
 	"tailscale.com/ipn"
 	"tailscale.com/tailcfg"
 )
@@ -320,6 +323,7 @@ func TestSharedCertificateFailures(t *testing.T) {
 	}{
 		"HTTPS is off": {nil, nil, "enable HTTPS in its DNS settings"},
 		"no host":      {[]string{"g-0.tail1234.ts.net"}, nil, "autoApprovers.services"},
+		"a limit":      {[]string{sharedDomain}, limitError(t), "a limit of the certificate authority, which ends by itself: it is asked again at 2000-01-01T01:00:0"},
 		"ACME":         {[]string{sharedDomain}, errors.New("rate limited"), "the certificate for " + sharedDomain + ": rate limited"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -335,7 +339,9 @@ func TestSharedCertificateFailures(t *testing.T) {
 					t.Errorf("ready: %v, want %q of one and that the other waits", ready, tc.want)
 				}
 				orders, _ := g.ordered()
-				if n := len(orders); tc.fails != nil && (n < 2 || n > 6) {
+				if _, limited := local.RateLimitRetryAfter(tc.fails); limited && len(orders) != 1 {
+					t.Errorf("%d orders in a minute, want one in the hour", len(orders))
+				} else if n := len(orders); !limited && tc.fails != nil && (n < 2 || n > 6) {
 					t.Errorf("%d orders in a minute, want some, further and further apart", n)
 				}
 				r.end(t)
@@ -344,3 +350,22 @@ func TestSharedCertificateFailures(t *testing.T) {
 		})
 	}
 }
+
+// limitError is what Tailscale's code returns for a limit of the certificate authority
+// that ends in an hour.
+func limitError(t *testing.T) error {
+	t.Helper()
+	client := &local.Client{OmitAuth: true, Transport: answerFunc(func(r *http.Request) *http.Response {
+		return &http.Response{
+			StatusCode: http.StatusTooManyRequests, Status: "429 Too Many Requests", Request: r,
+			Header: http.Header{"Retry-After": {"3600"}}, Body: io.NopCloser(strings.NewReader("too many certificates")),
+		}
+	})}
+	_, _, err := client.CertPair(t.Context(), sharedDomain)
+	return err
+}
+
+// answerFunc answers requests.
+type answerFunc func(*http.Request) *http.Response
+
+func (f answerFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
