@@ -232,6 +232,25 @@ func TestStaticEndpoints(t *testing.T) {
 	w.waitCondition(g, v1alpha1.ProxyGroupReady, metav1.ConditionFalse, "replica 2 has no static endpoint: no free port")
 }
 
+// A ProxyClass may name ports that the cluster has not.
+func TestStaticEndpointsOfAnyPort(t *testing.T) {
+	w := newWorld(t)
+	name := fmt.Sprintf("class-%d", serial.Add(1))
+	w.class(name, v1alpha1.ProxyClassSpec{StaticEndpoints: &v1alpha1.StaticEndpointsConfig{NodePort: &v1alpha1.NodePortConfig{
+		Ports: []v1alpha1.PortRange{{Port: 1, EndPort: 65535}}, Selector: map[string]string{"edge": name},
+	}}})
+	w.node(name, map[string]string{"edge": name}, "192.0.2.2")
+	g := w.group(replicas(1), func(g *v1alpha1.ProxyGroup) { g.Spec.ProxyClass = name })
+	w.waitReady(g)
+	w.eventually("an endpoint", func(context.Context) error {
+		w.read(g)
+		if len(g.Status.Devices) != 1 || len(g.Status.Devices[0].StaticEndpoints) != 1 || !strings.HasPrefix(g.Status.Devices[0].StaticEndpoints[0], "192.0.2.2:3") {
+			return fmt.Errorf("devices %+v", g.Status.Devices)
+		}
+		return nil
+	})
+}
+
 // node makes a Node, which goes with the test.
 func (w *world) node(name string, labels map[string]string, address string) {
 	w.t.Helper()

@@ -5,8 +5,10 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,7 +20,9 @@ import (
 	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
 	"github.com/tailhelm/tailhelm/internal/tailapi"
@@ -116,10 +120,9 @@ func (c Cleanup) deleteGroups(ctx context.Context) error {
 			return err
 		}
 		for i := range groups {
-			g := &groups[i]
-			c.Log.InfoContext(ctx, "deleting a ProxyGroup", "name", g.Name, "note", step.firmness)
-			if err := step.do(ctx, g); client.IgnoreNotFound(err) != nil {
-				return fmt.Errorf("deleting ProxyGroup %s: %w", g.Name, err)
+			c.Log.InfoContext(ctx, "deleting a ProxyGroup", "name", groups[i].Name, "note", step.firmness)
+			if err := c.change(ctx, &groups[i], step.do); err != nil {
+				return fmt.Errorf("deleting ProxyGroup %s: %w", groups[i].Name, err)
 			}
 		}
 		err = wait.PollUntilContextTimeout(ctx, cleanupInterval, step.wait, true, func(ctx context.Context) (bool, error) {
@@ -136,6 +139,24 @@ func (c Cleanup) deleteGroups(ctx context.Context) error {
 	return nil
 }
 
+// change does something to a group, which its operator may change at the same time.
+func (c Cleanup) change(ctx context.Context, g *v1alpha1.ProxyGroup, do func(context.Context, *v1alpha1.ProxyGroup) error) error {
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		err := do(ctx, g)
+		if !apierrors.IsConflict(err) {
+			return err
+		}
+		groups, e := c.groups(ctx) // there is no right to get one
+		if i := slices.IndexFunc(groups, func(now v1alpha1.ProxyGroup) bool { return now.UID == g.UID }); i >= 0 {
+			*g = groups[i]
+		} else if e == nil {
+			return nil // gone
+		}
+		return errors.Join(e, err)
+	})
+	return client.IgnoreNotFound(err)
+}
+
 func (c Cleanup) abandon(ctx context.Context, g *v1alpha1.ProxyGroup) error {
 	base := g.DeepCopy()
 	annotate(g, annotationAbandon, "true")
@@ -144,8 +165,8 @@ func (c Cleanup) abandon(ctx context.Context, g *v1alpha1.ProxyGroup) error {
 
 func (c Cleanup) release(ctx context.Context, g *v1alpha1.ProxyGroup) error {
 	base := g.DeepCopy()
-	g.Finalizers = nil
-	return c.client.Patch(ctx, g, client.MergeFrom(base))
+	controllerutil.RemoveFinalizer(g, finalizer) // others' are theirs to remove
+	return c.client.Patch(ctx, g, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 }
 
 // stopOperator scales the Deployment to zero and waits until its pods are gone: a
@@ -188,14 +209,10 @@ func (c Cleanup) deleteDevice(ctx context.Context) error {
 	} else if err != nil {
 		return fmt.Errorf("reading Secret %s: %w", c.StateSecret, err)
 	}
-	if id := tailnet.DeviceID(secret.Data); id != "" {
-		err := error(errNoAPI)
-		if c.API != nil {
-			err = c.API.DeleteDevice(ctx, id)
-		}
-		if err != nil {
+	if stored := tailnet.DeviceOf(secret.Data); stored.ID != "" {
+		if err := c.deleteOwn(ctx, stored); err != nil {
 			c.Log.WarnContext(ctx, "the operator's device and the Secret with its state are left: install again and uninstall when the cause is gone, "+
-				"or delete the device in the admin console and then the Secret", "device", id, "secret", c.Namespace+"/"+c.StateSecret, "error", err)
+				"or delete the device in the admin console and then the Secret", "device", stored.ID, "secret", c.Namespace+"/"+c.StateSecret, "error", err)
 			return nil
 		}
 	}
@@ -203,4 +220,17 @@ func (c Cleanup) deleteDevice(ctx context.Context) error {
 		return fmt.Errorf("deleting Secret %s: %w", c.StateSecret, err)
 	}
 	return nil
+}
+
+// deleteOwn deletes the device whose state is known, if that is who it says.
+func (c Cleanup) deleteOwn(ctx context.Context, stored tailnet.StoredDevice) error {
+	if c.API == nil {
+		return errNoAPI
+	}
+	is := tailapi.DeviceIdentity{Hostname: stored.Hostname, Tags: stored.Tags}
+	d, err := c.API.OwnDevice(ctx, stored.ID, is.Equal)
+	if err != nil || d == nil {
+		return err
+	}
+	return c.API.DeleteDevice(ctx, *d)
 }

@@ -6,6 +6,7 @@ package controller
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -66,10 +67,10 @@ func (p *pass) setConditions(failed error) {
 	p.setURL(ready)
 }
 
-// condition sets one condition.
+// condition sets one condition. Its message is bounded here, whoever said what is in it.
 func (p *pass) condition(kind string, status metav1.ConditionStatus, reason, message string) bool {
 	return meta.SetStatusCondition(&p.group.Status.Conditions, metav1.Condition{
-		Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: p.group.Generation,
+		Type: kind, Status: status, Reason: reason, Message: plain(message, maxMessage), ObservedGeneration: p.group.Generation,
 	})
 }
 
@@ -87,21 +88,21 @@ func (p *pass) count(holds func(replica) bool) int {
 // setByCheck makes a condition of a check of the replicas that are on the tailnet.
 func (p *pass) setByCheck(kind, check, good, bad, message, hint string) {
 	running := 0
-	var failing []string
+	var failing tally
 	for _, r := range p.wanted() {
 		if !r.running() {
 			continue
 		}
 		running++
 		if reason := r.checks()[check]; reason != "" {
-			failing = append(failing, fmt.Sprintf("replica %d: %s", r.ordinal, reason))
+			failing.add(r.ordinal, reason)
 		}
 	}
 	switch {
 	case running == 0:
 		p.condition(kind, metav1.ConditionUnknown, reasonUnknown, "no replica is on the tailnet")
-	case len(failing) > 0:
-		text := strings.Join(failing, "; ")
+	case len(failing.reasons) > 0:
+		text := failing.String()
 		if hint != "" && !strings.Contains(text, "autoApprovers") {
 			text += ". " + hint
 		}
@@ -169,24 +170,29 @@ func (p *pass) setReady(failed error, ready int) {
 
 // missing says what each replica that is not ready lacks.
 func (p *pass) missing() string {
-	var b strings.Builder
+	var t tally
 	for _, r := range p.wanted() {
-		switch {
+		switch noKey := p.waitsForKey(r); {
 		case p.ready(r):
 			continue
+		case noKey != "":
+			t.add(r.ordinal, noKey)
 		case r.pod == nil:
-			fmt.Fprintf(&b, "; replica %d: has no pod", r.ordinal)
+			t.add(r.ordinal, "has no pod")
 		case !r.live():
-			fmt.Fprintf(&b, "; replica %d: its pod is %s", r.ordinal, podState(r.pod))
+			t.add(r.ordinal, "its pod is "+podState(r.pod))
 		case !p.current(r):
-			fmt.Fprintf(&b, "; replica %d: is about to be replaced", r.ordinal)
+			t.add(r.ordinal, "is about to be replaced")
 		case len(r.checks()) == 0:
-			fmt.Fprintf(&b, "; replica %d: its pod is not ready yet", r.ordinal)
+			t.add(r.ordinal, "its pod is not ready yet")
 		default:
-			fmt.Fprintf(&b, "; replica %d: %s", r.ordinal, firstCheck(r.checks()))
+			t.add(r.ordinal, firstCheck(r.checks()))
 		}
 	}
-	return b.String()
+	if len(t.reasons) == 0 {
+		return ""
+	}
+	return "; " + t.String()
 }
 
 // firstCheck returns what fails first, in the order in which a replica comes up.
@@ -196,8 +202,8 @@ func firstCheck(checks map[string]string) string {
 			return name + ": " + reason
 		}
 	}
-	for name, reason := range checks {
-		return name + ": " + reason
+	for _, name := range slices.Sorted(maps.Keys(checks)) {
+		return name + ": " + checks[name]
 	}
 	return ""
 }

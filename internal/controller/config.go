@@ -63,6 +63,8 @@ type timing struct {
 	reissue time.Duration
 	// keyLife is how long an auth key can be used.
 	keyLife time.Duration
+	// keyEvery is how often a replica may have an auth key in the long run.
+	keyEvery time.Duration
 	// backoff is the first and the longest wait for an API that is away.
 	backoff, backoffMax time.Duration
 }
@@ -70,5 +72,5 @@ type timing struct {
 // usual is the timing outside of tests. abandon is documented.
 var usual = timing{
 	resync: 2 * time.Minute, suspect: 10 * time.Second, refused: time.Minute, drain: 2 * time.Minute, abandon: 24 * time.Hour,
-	reissue: 30 * time.Second, keyLife: time.Hour, backoff: time.Second, backoffMax: time.Minute,
+	reissue: 30 * time.Second, keyLife: time.Hour, keyEvery: 10 * time.Minute, backoff: time.Second, backoffMax: time.Minute,
 }

@@ -72,7 +72,7 @@ func (p *pass) takeApart(ctx context.Context) (left string, err error) {
 				left, err, p.abandonAt().UTC().Format(time.RFC3339), annotationAbandon), nil
 		}
 		p.event(p.group, corev1.EventTypeWarning, "TailnetObjectsAbandoned", "Delete", "left in the tailnet, delete it in the admin console: %s (%v)", left, err)
-		p.config.Log.WarnContext(ctx, "the group is gone, but not all of it from the tailnet", "proxyGroup", p.group.Name, "left", left, "error", err)
+		p.config.Log.WarnContext(ctx, "the group is gone, but not all of it from the tailnet", "proxyGroup", p.group.Name, "services", p.tailnetObjects().Services, "devices", p.tailnetObjects().Devices, "error", err)
 	}
 	if err := p.set.Prune(ctx, nil); err != nil {
 		return "", err
@@ -106,10 +106,10 @@ func (p *pass) leaveTailnet(ctx context.Context) error {
 		errs = append(errs, p.deleteService(ctx, name))
 	}
 	for _, id := range slices.Clone(t.Devices) {
-		errs = append(errs, p.deleteDevice(ctx, id))
+		errs = append(errs, p.deleteNoted(ctx, id))
 	}
 	for _, r := range p.replicas {
-		if r.config != nil && r.config.Annotations[annotationKeyID] != "" && r.config.Data[keyAuthKey] != nil {
+		if r.config != nil && r.config.Annotations[annotationKeyID] != "" {
 			p.revoke(ctx, r.config.Annotations[annotationKeyID])
 		}
 	}
@@ -121,11 +121,11 @@ func (p *pass) leaveTailnet(ctx context.Context) error {
 func (p *pass) leftovers() string {
 	t := p.tailnetObjects()
 	var left []string
-	for _, name := range t.Services {
-		left = append(left, "Tailscale Service "+name)
+	if len(t.Services) > 0 {
+		left = append(left, "Tailscale Service "+listed(t.Services))
 	}
-	for _, id := range t.Devices {
-		left = append(left, "device "+id)
+	if len(t.Devices) > 0 {
+		left = append(left, "device "+listed(t.Devices))
 	}
 	return strings.Join(left, ", ")
 }

@@ -17,7 +17,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
@@ -31,9 +30,6 @@ const (
 	// node can go.
 	endpointsPerReplica = 2
 )
-
-// errNoPort says that each port that the ProxyClass names is taken.
-var errNoPort = errors.New("no free port")
 
 // nodePorts returns the node port of each replica, nil when the ProxyClass wants none.
 func (p *pass) nodePorts(ctx context.Context) (map[int]int32, error) {
@@ -56,7 +52,7 @@ func (p *pass) nodePorts(ctx context.Context) (map[int]int32, error) {
 			continue
 		}
 		port, err := p.freePort(ctx, r.ordinal, taken)
-		if errors.Is(err, errNoPort) {
+		if errors.Is(err, errNoPort) || errors.Is(err, errManyPorts) {
 			p.noEndpoint = fmt.Sprintf("replica %d has no static endpoint: %v", r.ordinal, err)
 			continue
 		} else if err != nil {
@@ -91,36 +87,6 @@ func inRanges(ranges []v1alpha1.PortRange, port int32) bool {
 	return slices.ContainsFunc(ranges, func(r v1alpha1.PortRange) bool {
 		return port >= int32(r.Port) && port <= int32(max(r.Port, r.EndPort))
 	})
-}
-
-// freePort asks the API server for a port of the ranges that no Service has: it tries
-// them out without making anything.
-func (p *pass) freePort(ctx context.Context, ordinal int, taken map[int32]bool) (int32, error) {
-	var last error
-	for _, r := range p.class.StaticEndpoints.NodePort.Ports {
-		for port := int32(r.Port); port <= int32(max(r.Port, r.EndPort)); port++ {
-			if taken[port] {
-				continue
-			}
-			trial := &corev1.Service{
-				ObjectMeta: metav1.ObjectMeta{GenerateName: nodePortName(p.group.Name, ordinal) + "-", Namespace: p.config.Namespace},
-				Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{
-					{Port: staticPort, TargetPort: intstr.FromInt32(staticPort), Protocol: corev1.ProtocolUDP, NodePort: port},
-				}},
-			}
-			err := p.client.Create(ctx, trial, client.DryRunAll)
-			if err == nil {
-				return port, nil
-			} else if !apierrors.IsInvalid(err) {
-				return 0, fmt.Errorf("looking for a free node port: %w", err)
-			}
-			last = err
-		}
-	}
-	if last == nil {
-		return 0, fmt.Errorf("%w among those of the ProxyClass' staticEndpoints.nodePort.ports: name at least as many as there are replicas", errNoPort)
-	}
-	return 0, fmt.Errorf("%w among those of the ProxyClass' staticEndpoints.nodePort.ports: %w", errNoPort, last)
 }
 
 // publishEndpoints tells each replica at which addresses outside the tailnet it can be

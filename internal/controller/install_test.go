@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,8 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"tailscale.com/ipn"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
@@ -107,9 +110,11 @@ func TestCleanup(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}}
+	prefs := ipn.NewPrefs()
+	prefs.Hostname, prefs.AdvertiseTags = "operator", []string{tagK8s}
 	for _, d := range list {
 		if d.Hostname == "operator" {
-			state.Data = map[string][]byte{tailnet.KeyDeviceID: []byte(d.NodeID)}
+			state.Data = map[string][]byte{tailnet.KeyDeviceID: []byte(d.NodeID), "_current-profile": []byte("profile-1"), "profile-1": prefs.ToBytes()}
 		}
 	}
 	w.create(state)
@@ -129,13 +134,17 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
-// Cleanup ends even when the operator does not run and the API is down. What is needed to
-// delete the device later stays.
+// Cleanup ends even when the operator does not run and the API is down. It removes the
+// operator's finalizer, and leaves others'. What is needed to delete the device later
+// stays.
 func TestCleanupWithoutOperator(t *testing.T) {
 	w := newWorld(t)
-	g := w.group(replicas(1))
+	g, kept := w.group(replicas(1)), w.group(replicas(1))
 	w.waitReady(g)
+	w.waitReady(kept)
 	w.stop()
+	const foreign = "example.com/backup"
+	w.edit(kept, func(g *v1alpha1.ProxyGroup) { controllerutil.AddFinalizer(g, foreign) })
 	w.tailnet.Fail(testtailnet.PathAPI, testtailnet.Fault{Status: http.StatusInternalServerError})
 	w.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Data: map[string][]byte{tailnet.KeyDeviceID: []byte("n1")}})
 	cleanup := Cleanup{Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace, Operator: w.config.Operator, StateSecret: "operator", Timeout: 8 * time.Second}
@@ -147,6 +156,9 @@ func TestCleanupWithoutOperator(t *testing.T) {
 	}
 	if !w.exists(t.Context(), &corev1.Secret{}, "operator") {
 		t.Error("the state of a device that could not be deleted is gone: nobody can try again")
+	}
+	if w.read(kept); kept.DeletionTimestamp == nil || !slices.Equal(kept.Finalizers, []string{foreign}) {
+		t.Errorf("finalizers %q, want %s alone", kept.Finalizers, foreign)
 	}
 	w.tailnet.ClearFaults()
 }

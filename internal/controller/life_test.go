@@ -207,8 +207,10 @@ func TestOperatorRestarts(t *testing.T) {
 	w.waitReady(g)
 	w.eventually("rest", func(ctx context.Context) error {
 		s := &corev1.Secret{}
-		if !w.exists(ctx, s, configSecretName(g.Name, 1)) || s.Data[keyAuthKey] != nil {
-			return fmt.Errorf("an auth key is left")
+		for i := range 2 {
+			if !w.exists(ctx, s, configSecretName(g.Name, i)) || s.Data[keyAuthKey] != nil || s.Annotations[annotationKeyID] != "" {
+				return fmt.Errorf("an auth key is left")
+			}
 		}
 		return nil
 	})

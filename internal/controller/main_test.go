@@ -31,7 +31,7 @@ const patience = 2 * time.Minute
 // quick is the timing of tests.
 var quick = timing{
 	resync: 2 * time.Second, suspect: time.Second, refused: time.Second, drain: 20 * time.Second, abandon: time.Hour,
-	reissue: 100 * time.Millisecond, keyLife: time.Hour, backoff: 200 * time.Millisecond, backoffMax: time.Second,
+	reissue: 100 * time.Millisecond, keyLife: time.Hour, keyEvery: time.Hour, backoff: 200 * time.Millisecond, backoffMax: time.Second,
 }
 
 // shared is what tests share: a cluster with kube-controller-manager, so that

@@ -41,6 +41,12 @@ const (
 	annotationKeyID       = "tailscale.com/auth-key-id"
 	annotationKeyEnds     = "tailscale.com/auth-key-ends"
 	annotationKeyReplaces = "tailscale.com/auth-key-replaces-device"
+	// annotationKeyMinted is when the last auth key was minted, and annotationKeyBudget when
+	// the replica may have as many at once as ever again: see [pass.mayMint].
+	annotationKeyMinted = "tailscale.com/auth-key-minted"
+	annotationKeyBudget = "tailscale.com/auth-key-budget-full"
+	// annotationIdentities are what the replica's device had on the tailnet.
+	annotationIdentities = "tailscale.com/device-identities"
 )
 
 // Keys of a replica's config Secret.

@@ -40,6 +40,10 @@ type pass struct {
 	noClass    string // why the pods cannot be made like the ProxyClass
 	noEndpoint string // why replicas have no static endpoint
 	apiErr     error  // the first error of the Tailscale API
+	// noKey is when replicas that need an auth key may have it, by their numbers.
+	noKey map[int]time.Time
+
+	trials int // how many node ports were tried out
 
 	after time.Duration // when to look again; 0: no special wish
 }
@@ -48,7 +52,7 @@ type pass struct {
 func (g *groups) newPass(group *v1alpha1.ProxyGroup) *pass {
 	controller, block := true, true
 	return &pass{
-		groups: g, group: group, seen: group.Status.DeepCopy(),
+		groups: g, group: group, seen: group.Status.DeepCopy(), noKey: map[int]time.Time{},
 		set: workload.Set{
 			Client: g.client, Live: g.live, Namespace: g.config.Namespace,
 			Labels: map[string]string{labelManaged: "true", labelParentType: parentProxyGroup, labelParent: group.Name},
@@ -151,22 +155,6 @@ func (p *pass) tailnetObjects() *v1alpha1.TailnetObjects {
 		p.group.Status.Tailnet = &v1alpha1.TailnetObjects{}
 	}
 	return p.group.Status.Tailnet
-}
-
-// noteDevices notes the devices that the replicas' Secrets name: a Secret can be lost.
-func (p *pass) noteDevices(ctx context.Context) error {
-	for _, r := range p.replicas {
-		if id := r.deviceID(); id != "" && !slices.Contains(p.tailnetObjects().Devices, id) {
-			p.tailnetObjects().Devices = append(p.tailnetObjects().Devices, id)
-		}
-	}
-	return p.writeStatus(ctx)
-}
-
-// forgetDevice removes the note of a device that is gone.
-func (p *pass) forgetDevice(id string) {
-	t := p.tailnetObjects()
-	t.Devices = slices.DeleteFunc(t.Devices, func(other string) bool { return other == id })
 }
 
 // forgetService removes the note of a Service that is gone, or another's.

@@ -43,6 +43,7 @@ func (c *classes) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Res
 	if problems := classProblems(&class.Spec); len(problems) > 0 {
 		condition.Status, condition.Reason, condition.Message = metav1.ConditionFalse, v1alpha1.ReasonProxyClassInvalid, strings.Join(problems, "; ")
 	}
+	condition.Message = plain(condition.Message, maxMessage)
 	base := class.DeepCopy()
 	if !meta.SetStatusCondition(&class.Status.Conditions, condition) {
 		return ctrl.Result{}, nil

@@ -34,6 +34,8 @@ type groups struct {
 	mu       sync.Mutex
 	verified map[types.UID]verification
 	pruned   map[types.UID]string
+
+	ports portMemory
 }
 
 // verification is when a group's Service was last seen to be as it should be.
@@ -93,9 +95,9 @@ func (g *groups) forget(uid types.UID) {
 }
 
 // event tells people what happened to a group. action is what was being done, reason
-// what came of it.
+// what came of it. The note is bounded here, whoever said what is in it.
 func (g *groups) event(group *v1alpha1.ProxyGroup, kind, reason, action, format string, args ...any) {
-	g.events.Eventf(group, nil, kind, reason, action, format, args...)
+	g.events.Eventf(group, nil, kind, reason, action, "%s", plain(fmt.Sprintf(format, args...), maxNote))
 }
 
 func isAPI(err error) bool {

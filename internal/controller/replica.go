@@ -8,12 +8,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tailhelm/tailhelm/internal/tailnet"
@@ -34,9 +36,6 @@ func (r replica) field(key string) string {
 	}
 	return string(r.state.Data[key])
 }
-
-// deviceID returns the stable ID of the replica's device, or "".
-func (r replica) deviceID() string { return r.field(tailnet.KeyDeviceID) }
 
 // live reports whether the pod that runs now wrote what the state Secret says. What an
 // earlier pod wrote says nothing about now.
@@ -80,26 +79,50 @@ const (
 )
 
 // checks returns the readiness checks that fail, with the reasons; nil when the replica
-// has not told yet.
+// has not told yet. It is what the replica says, made fit to be shown.
 func (r replica) checks() map[string]string {
-	var checks map[string]string
-	if err := json.Unmarshal([]byte(r.field(tailnet.KeyChecks)), &checks); err != nil {
+	report := r.field(tailnet.KeyChecks)
+	if len(report) > maxReport {
+		return map[string]string{"report": fmt.Sprintf("is longer than %d bytes", maxReport)}
+	}
+	var told map[string]string
+	if err := json.Unmarshal([]byte(report), &told); err != nil || told == nil {
 		return nil
+	}
+	checks := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(told)) {
+		if len(checks) < maxChecks && checkName.MatchString(name) {
+			checks[name] = plain(told[name], maxReason)
+		}
+	}
+	if len(told) > 0 && len(checks) == 0 {
+		checks["report"] = "names no check"
 	}
 	return checks
 }
 
-// hostname returns the first label of the device's name, and the domain that follows.
+// hostname returns the first label of the device's name, and the domain that follows; ""
+// when what the replica says is no name.
 func (r replica) hostname() (label, domain string) {
-	label, domain, _ = strings.Cut(r.field(tailnet.KeyDeviceFQDN), ".")
+	name := r.field(tailnet.KeyDeviceFQDN)
+	label, domain, _ = strings.Cut(name, ".")
+	if len(validation.IsDNS1123Subdomain(name)) > 0 || len(validation.IsDNS1123Label(label)) > 0 {
+		return "", ""
+	}
 	return label, domain
 }
 
 // ips returns the device's addresses.
 func (r replica) ips() []string {
-	var ips []string
-	if err := json.Unmarshal([]byte(r.field(tailnet.KeyDeviceIPs)), &ips); err != nil {
+	var told []string
+	if err := json.Unmarshal([]byte(r.field(tailnet.KeyDeviceIPs)), &told); err != nil {
 		return nil
+	}
+	var ips []string
+	for _, ip := range told[:min(len(told), maxListed)] {
+		if addr, err := netip.ParseAddr(ip); err == nil && addr.Zone() == "" {
+			ips = append(ips, addr.String())
+		}
 	}
 	return ips
 }

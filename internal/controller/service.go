@@ -174,16 +174,6 @@ func (p *pass) deleteService(ctx context.Context, name string) error {
 	return nil
 }
 
-// deleteDevice deletes a device that was noted.
-func (p *pass) deleteDevice(ctx context.Context, id string) error {
-	if err := p.gate.do(func(api *tailapi.Client) error { return api.DeleteDevice(ctx, id) }); err != nil {
-		return err
-	}
-	p.event(p.group, corev1.EventTypeNormal, "DeviceDeleted", "DeleteDevice", "device %s was deleted from the tailnet", id)
-	p.forgetDevice(id)
-	return nil
-}
-
 // firstAPI returns the first error of the Tailscale API among errs, and the others.
 func firstAPI(errs ...error) (api, other error) {
 	for _, err := range errs {

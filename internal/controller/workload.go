@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/tailhelm/tailhelm/internal/tailapi"
 	"github.com/tailhelm/tailhelm/internal/workload"
 )
 
@@ -46,7 +48,11 @@ func (p *pass) ensureWorkload(ctx context.Context) error {
 		}
 	}
 	unknown, err := p.set.Apply(ctx, objects)
-	if err != nil {
+	if p.ports.learn(err, time.Now()) {
+		p.noEndpoint = fmt.Sprintf("static endpoints need other ports, which are looked for: %v", err)
+		p.lookAgain(nextTrials)
+		return nil
+	} else if err != nil {
 		return p.noteNotOurs(err)
 	}
 	if len(unknown) > 0 {
@@ -152,8 +158,11 @@ func (p *pass) tidy(ctx context.Context) error {
 
 // removeReplica deletes the device of a replica that is too many, and its Secrets.
 func (p *pass) removeReplica(ctx context.Context, r replica) error {
+	own := func(is tailapi.DeviceIdentity) bool { return slices.ContainsFunc(p.identities(r), is.Equal) }
 	if id := r.deviceID(); id != "" {
-		if err := p.deleteDevice(ctx, id); err != nil {
+		// One that is not this replica's may be another's. Else tidyDevices says what it is.
+		var refused *tailapi.NotOwnError
+		if err := p.deleteDevice(ctx, id, own); err != nil && !errors.As(err, &refused) {
 			return err
 		}
 	}
@@ -166,28 +175,6 @@ func (p *pass) removeReplica(ctx context.Context, r replica) error {
 		}
 		if err := p.client.Delete(ctx, secret, client.Preconditions{UID: &secret.UID}); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("deleting Secret %s: %w", secret.Name, err)
-		}
-	}
-	return nil
-}
-
-// tidyDevices deletes devices that are noted and no replica's any more. It waits until
-// all replicas have told which device is theirs: one whose Secret was lost is about to.
-func (p *pass) tidyDevices(ctx context.Context) error {
-	keep := map[string]bool{}
-	for i, r := range p.replicas {
-		id := r.deviceID()
-		if id == "" && i < len(p.wanted()) {
-			return nil
-		}
-		keep[id] = true
-	}
-	for _, id := range slices.Clone(p.tailnetObjects().Devices) {
-		if keep[id] {
-			continue
-		}
-		if err := p.deleteDevice(ctx, id); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -59,13 +59,6 @@ func (c *Client) DeleteService(ctx context.Context, name string) error {
 	}))
 }
 
-// DeleteDevice deletes a device by its stable id, if there is one.
-func (c *Client) DeleteDevice(ctx context.Context, id string) error {
-	return ignoreNotFound(c.call(ctx, "deleting device "+id, scopeDevices, func(ctx context.Context, api *tailscale.Client) error {
-		return api.Devices().Delete(ctx, id)
-	}))
-}
-
 // Key is an auth key for one login.
 type Key struct {
 	ID     string

@@ -127,11 +127,14 @@ func TestNotFound(t *testing.T) {
 		t.Errorf("%v, %v, want nothing", s, err)
 	}
 	for what, err := range map[string]error{
-		"service": c.DeleteService(t.Context(), "svc:x"), "device": c.DeleteDevice(t.Context(), "n1"), "key": c.DeleteKey(t.Context(), "k1"),
+		"service": c.DeleteService(t.Context(), "svc:x"), "device": c.DeleteDevice(t.Context(), OwnDevice{id: "n1"}), "key": c.DeleteKey(t.Context(), "k1"),
 	} {
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	if d, err := c.OwnDevice(t.Context(), "n1", func(DeviceIdentity) bool { return true }); d != nil || err != nil {
+		t.Errorf("%v, %v, want nothing", d, err)
 	}
 	if err := c.PutService(t.Context(), Service{Name: "svc:x"}); !IsNotFound(err) {
 		t.Errorf("writing: %v, want an error", err)

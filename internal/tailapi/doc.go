@@ -13,4 +13,6 @@
 //   - Errors say what was attempted and what to do about it, and carry what decides
 //     when to try again: their [Kind], and how long the API asked to wait.
 //   - Deleting what is gone is no error.
+//   - A device is deleted only when the tailnet itself says that it is the caller's: see
+//     [OwnDevice].
 package tailapi

@@ -5,19 +5,30 @@ package tailnet
 
 import "tailscale.com/ipn"
 
-// DeviceID returns the stable ID of the device whose state a Secret holds, or "" when
-// it has none yet: by what a replica reports, or by the device's own profile.
-func DeviceID(state map[string][]byte) string {
-	if id := string(state[KeyDeviceID]); id != "" {
-		return id
-	}
+// StoredDevice is the device whose state a Secret holds.
+type StoredDevice struct {
+	// ID is the stable ID, or "" when it has none yet.
+	ID string
+	// Hostname and Tags are what the device asked for.
+	Hostname string
+	Tags     []string
+}
+
+// DeviceOf returns the device whose state a Secret holds: by what it reports, and by its
+// own profile.
+func DeviceOf(state map[string][]byte) StoredDevice {
+	d := StoredDevice{ID: string(state[KeyDeviceID])}
 	profile := state[secretKey(ipn.CurrentProfileStateKey)]
 	if len(profile) == 0 {
-		return ""
+		return d
 	}
 	var prefs ipn.Prefs
-	if err := ipn.PrefsFromBytes(state[secretKey(ipn.StateKey(profile))], &prefs); err != nil || prefs.Persist == nil {
-		return ""
+	if err := ipn.PrefsFromBytes(state[secretKey(ipn.StateKey(profile))], &prefs); err != nil {
+		return d
 	}
-	return string(prefs.Persist.NodeID)
+	d.Hostname, d.Tags = prefs.Hostname, prefs.AdvertiseTags
+	if d.ID == "" && prefs.Persist != nil {
+		d.ID = string(prefs.Persist.NodeID)
+	}
+	return d
 }
