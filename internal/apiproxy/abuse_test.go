@@ -185,28 +185,6 @@ func TestPagesAreIsolated(t *testing.T) {
 	}
 }
 
-// Sessions that must be recorded are refused as long as none can be.
-func TestEnforceRecorder(t *testing.T) {
-	r := start(t, newAPIServer(t, nil), options{})
-	r.peers.change(func(ids map[netip.Addr]identity.Identity, _ map[netip.Addr]error) {
-		id := alice
-		id.MustRecord = true
-		ids[alice.Addr] = id
-	})
-	const pod = "/api/v1/namespaces/a/pods/b"
-	for path, want := range map[string]int{
-		pod + "/exec?command=sh": http.StatusForbidden, pod + "/attach": http.StatusForbidden, pod + "/exec/": http.StatusForbidden,
-		"/api/v1/nodes/n/proxy/exec/a/b/c": http.StatusForbidden, pod: http.StatusOK, pod + "/log": http.StatusOK,
-	} {
-		if res, body := r.get(t, alice.Addr, path, nil); res.StatusCode != want {
-			t.Errorf("%s: %d %s", path, res.StatusCode, body)
-		}
-		if res, body := r.get(t, bob.Addr, path, nil); res.StatusCode != http.StatusOK {
-			t.Errorf("somebody else, %s: %d %s", path, res.StatusCode, body)
-		}
-	}
-}
-
 // What clients choose does not fill the log.
 func TestLogLinesAreBounded(t *testing.T) {
 	r := start(t, newAPIServer(t, nil), options{})

@@ -206,7 +206,7 @@ func start(t *testing.T, api *apiServer, o options) *rig {
 	r := &rig{api: api, peers: newFakePeers(alice, bob, ci), metrics: prometheus.NewRegistry(), logs: newLogBuffer(), scheme: "https"}
 	log, metrics := slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), NewMetrics(r.metrics)
 	var err error
-	if r.proxy, err = New(Config{Mode: o.mode, Upstream: o.config, Peers: r.peers, Name: func() string { return deviceName }, RefusedGroups: o.refusedGroups, Log: log, Metrics: metrics}); err != nil {
+	if r.proxy, err = New(Config{Mode: o.mode, Upstream: o.config, Peers: r.peers, Name: func() string { return deviceName }, RefusedGroups: o.refusedGroups, DialRecorder: new(net.Dialer).DialContext, Log: log, Metrics: metrics}); err != nil {
 		t.Fatal(err)
 	}
 	config := ServerConfig{

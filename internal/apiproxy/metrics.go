@@ -19,6 +19,7 @@ type Metrics struct {
 	inFlight       *prometheus.GaugeVec
 	refusals       *prometheus.CounterVec
 	impersonations *prometheus.CounterVec
+	recordings     *prometheus.CounterVec
 	connections    prometheus.Gauge
 	turnedAway     prometheus.Counter
 }
@@ -49,6 +50,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Namespace: namespace, Subsystem: subsystem, Name: "impersonations_total",
 			Help: "Requests sent on as somebody, by what the caller is (user, tagged).",
 		}, []string{"caller"}),
+		recordings: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "recordings_total",
+			Help: "Sessions (exec, attach) of callers with recorders, by what became of the recording: complete, incomplete (the recorder was lost), none (no recorder was reached, and none had to be).",
+		}, []string{"result"}),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "connections",
 			Help: "Open connections from the tailnet.",
@@ -61,7 +66,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	for _, kind := range []Kind{KindREST, KindWatch, KindStream} {
 		m.inFlight.WithLabelValues(string(kind)) // so that they exist at 0
 	}
-	r.MustRegister(m.requests, m.latency, m.inFlight, m.refusals, m.impersonations, m.connections, m.turnedAway)
+	for _, result := range []string{recordedWhole, recordedPartly, recordedNot} {
+		m.recordings.WithLabelValues(result)
+	}
+	r.MustRegister(m.requests, m.latency, m.inFlight, m.refusals, m.impersonations, m.recordings, m.connections, m.turnedAway)
 	return m
 }
 

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
+	"github.com/tailhelm/tailhelm/internal/recording"
 )
 
 // Mode is what the proxy does about who is calling.
@@ -60,6 +61,9 @@ type Config struct {
 	// Name returns the name of the device that the proxy is served on: its FQDN
 	// without the trailing dot.
 	Name func() string
+	// DialRecorder reaches the recorders that the tailnet policy names for a caller, on
+	// the tailnet and nowhere else.
+	DialRecorder recording.Dial
 	// Log gets one line per request.
 	Log *slog.Logger
 	// Metrics counts requests.
@@ -69,10 +73,11 @@ type Config struct {
 // Proxy is the http.Handler that carries requests of tailnet devices to the API
 // server. Its requests' RemoteAddr must be that of the connection's peer.
 type Proxy struct {
-	config   Config
-	upstream *upstream
-	reverse  *httputil.ReverseProxy
-	calls    *calls
+	config    Config
+	upstream  *upstream
+	reverse   *httputil.ReverseProxy
+	recorders *recording.Recorders
+	calls     *calls
 }
 
 // New returns a Proxy. It errs when config does not describe a way to the API
@@ -85,7 +90,7 @@ func New(config Config) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{config: config, upstream: up, calls: newCalls()}
+	p := &Proxy{config: config, upstream: up, recorders: recording.NewRecorders(config.DialRecorder), calls: newCalls()}
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
 		Transport:      up,
@@ -121,6 +126,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer done()
 	p.config.Metrics.begin(c)
 	defer p.config.Metrics.end(c)
+	defer p.finishRecording(c)
+	if f := p.startRecording(ctx, c, r); f != nil {
+		p.refuse(seen, r, c, f)
+		return
+	}
 	p.reverse.ServeHTTP(seen, r.WithContext(withCall(ctx, c)))
 }
 
@@ -143,6 +153,9 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 	if c.info, c.kind, err = classify(r); err != nil {
 		return refuseBadRequest(fmt.Sprintf("The API server would not understand this request: %v.", err), err)
 	}
+	if f := checkRecording(c, r); f != nil {
+		return f
+	}
 	if p.config.Mode == ModeAuth {
 		return p.admitCaller(c, r)
 	}
@@ -158,9 +171,6 @@ func (p *Proxy) admitCaller(c *call, r *http.Request) *refusal {
 		return f
 	}
 	if f := checkOrigin(r); f != nil {
-		return f
-	}
-	if f := checkRecording(c); f != nil {
 		return f
 	}
 	c.ambient = len(r.Header["Authorization"]) == 0
@@ -206,6 +216,10 @@ func (p *Proxy) answer(r *http.Response) error {
 		r.Body = p.calls.watching(c, r.Body)
 	}
 	if conn, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
+		conn, err := p.tap(c, conn, r)
+		if err != nil {
+			return err
+		}
 		r.Body = &apiStream{ReadWriteCloser: conn, ctx: r.Request.Context()}
 	}
 	return nil
@@ -217,7 +231,7 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var f *refusal
 	cause := context.Cause(r.Context())
 	switch {
-	case errors.As(cause, &f): // ended from outside
+	case errors.As(cause, &f), errors.As(err, &f): // ended from outside, or by tap
 	case errors.Is(cause, errDrained):
 		f = refuseUnavailable(reasonDraining, "The proxy is shutting down. Try again.", err)
 	case cause != nil:

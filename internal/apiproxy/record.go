@@ -59,6 +59,9 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 	if id := seen.Header().Get("Audit-Id"); id != "" {
 		attrs = append(attrs, slog.String("auditID", id))
 	}
+	if rec := c.recording; rec != nil && c.refused == nil {
+		attrs = append(attrs, rec.log()...)
+	}
 	switch f := c.refused; {
 	case f != nil:
 		attrs = append(attrs, slog.String("refused", f.label))

@@ -31,7 +31,9 @@ const (
 	reasonGroup            = "group_not_allowed"
 	reasonCrossOrigin      = "cross_origin"
 	reasonTooMany          = "too_many_requests"
-	reasonRecording        = "recording_unavailable"
+	reasonRecorder         = "recorder_unavailable"
+	reasonNoRecorder       = "no_recorder"
+	reasonUnrecordable     = "not_recordable"
 	reasonBadRequest       = "bad_request"
 	reasonNotImpersonated  = "not_impersonated"
 	reasonCredentials      = "credentials_unavailable"
@@ -99,20 +101,6 @@ func refuseTooMany() *refusal {
 		label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests,
 		message: fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", maxCallsPerDevice),
 	}
-}
-
-// checkRecording refuses sessions that the tailnet policy allows only when they are
-// recorded, and what leads to such sessions by another way.
-func checkRecording(c *call) *refusal {
-	if !c.caller.MustRecord || !c.info.IsResourceRequest {
-		return nil
-	}
-	session := c.info.Resource == "pods" && (c.info.Subresource == "exec" || c.info.Subresource == "attach")
-	byTheKubelet := c.info.Resource == "nodes" && c.info.Subresource == "proxy"
-	if !session && !byTheKubelet {
-		return nil
-	}
-	return refuseForbidden(reasonRecording, "The tailnet policy demands that this session is recorded (enforceRecorder), and this proxy cannot record sessions yet. Ask an administrator of the tailnet.", nil)
 }
 
 func refuseBadRequest(message string, cause error) *refusal {

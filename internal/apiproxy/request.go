@@ -63,11 +63,15 @@ func classify(r *http.Request) (*apirequest.RequestInfo, Kind, error) {
 	return info, KindREST, nil
 }
 
-// follows reports whether a request for a log asks to follow it, reading the
-// parameter as the API server's conversion does.
+// follows reports whether a request for a log asks to follow it.
 func follows(r *http.Request) bool {
-	values, follow := r.URL.Query()["follow"], false
-	return runtime.Convert_Slice_string_To_bool(&values, &follow, nil) == nil && follow
+	return isTrue(r.URL.Query()["follow"])
+}
+
+// isTrue reads a parameter of a query as the API server's conversion does.
+func isTrue(values []string) bool {
+	var is bool
+	return runtime.Convert_Slice_string_To_bool(&values, &is, nil) == nil && is
 }
 
 // isUpgrade reports whether r asks to switch protocols (RFC 9110 section 7.8).
@@ -91,6 +95,8 @@ type call struct {
 	end func(cause error)
 	// body is the body of a watch's response, once there is one.
 	body atomic.Pointer[watchBody]
+	// recording is that of a session whose caller has recorders.
+	recording *sessionRecording
 }
 
 // verb returns the request's verb for metrics: one of the finite set that

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 
 	"tailscale.com/tailcfg"
 )
@@ -121,4 +122,17 @@ func groupsOf(grants []Grant) []string {
 		}
 	}
 	return groups
+}
+
+// recordersOf returns the union of the recorders of all grants, in first-seen order.
+func recordersOf(grants []Grant) []netip.AddrPort {
+	var recorders []netip.AddrPort
+	for _, g := range grants {
+		for _, addr := range g.RecorderAddrs {
+			if !slices.Contains(recorders, addr) {
+				recorders = append(recorders, addr)
+			}
+		}
+	}
+	return recorders
 }

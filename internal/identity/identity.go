@@ -38,18 +38,26 @@ type Identity struct {
 	// MustRecord means that a grant demands that the caller's sessions are recorded
 	// or refused (enforceRecorder). One such grant is enough.
 	MustRecord bool
+	// Recorders are where the caller's sessions are recorded, in the order of the grants
+	// and without duplicates; empty: nowhere.
+	Recorders []netip.AddrPort
 	// Node is the name of the caller's device: its FQDN without the trailing dot.
 	Node string
 	// NodeID is the stable ID of the caller's device.
 	NodeID tailcfg.StableNodeID
 	// Tagged reports whether the device is tagged, that is, owned by no user.
 	Tagged bool
+	// Tags are the tags of a tagged device.
+	Tags []string
+	// UserID is the user whose device it is, if it is not tagged.
+	UserID tailcfg.UserID
 	// Addr is the tailnet address that the caller was asked for.
 	Addr netip.Addr
 }
 
 // Equal reports whether a and b are the same caller with the same rights: device,
-// user and groups. The order of groups counts, as it does to audit logs.
+// user and groups. The order of groups counts, as it does to audit logs. Where sessions
+// are recorded is no right: a recorder may move without the end of its sessions.
 func (a Identity) Equal(b Identity) bool {
 	return a.NodeID == b.NodeID && a.User == b.User && a.Tagged == b.Tagged && a.MustRecord == b.MustRecord && slices.Equal(a.Groups, b.Groups)
 }
@@ -75,6 +83,7 @@ func FromWhoIs(addr netip.Addr, who *apitype.WhoIsResponse) (Identity, error) {
 		return Identity{}, err
 	}
 	id.MustRecord = slices.ContainsFunc(grants, func(g Grant) bool { return g.EnforceRecorder })
+	id.Recorders = recordersOf(grants)
 	if id.Groups = groupsOf(grants); len(id.Groups) > 0 || !id.Tagged {
 		return id, nil
 	}
@@ -102,9 +111,9 @@ func named(who *apitype.WhoIsResponse) (Identity, error) {
 		Tagged: who.Node.IsTagged(),
 	}
 	if id.Tagged {
-		id.User = id.Node
+		id.User, id.Tags = id.Node, who.Node.Tags
 	} else if who.UserProfile != nil {
-		id.User = who.UserProfile.LoginName
+		id.User, id.UserID = who.UserProfile.LoginName, who.UserProfile.ID
 	}
 	if err := carriable(id.User); err != nil {
 		return Identity{}, fmt.Errorf("%w: name %q %w", ErrNoName, id.User, err)

@@ -20,7 +20,7 @@ var testAddr = netip.MustParseAddr("100.64.0.7")
 func userDevice(login string, caps tailcfg.PeerCapMap) *apitype.WhoIsResponse {
 	return &apitype.WhoIsResponse{
 		Node:        &tailcfg.Node{Name: "laptop.tail1234.ts.net.", StableID: "n1"},
-		UserProfile: &tailcfg.UserProfile{LoginName: login},
+		UserProfile: &tailcfg.UserProfile{ID: 7, LoginName: login},
 		CapMap:      caps,
 	}
 }
@@ -40,12 +40,20 @@ func grants(values ...tailcfg.RawMessage) tailcfg.PeerCapMap {
 }
 
 func TestFromWhoIs(t *testing.T) {
-	user := Identity{User: "alice@example.com", Node: "laptop.tail1234.ts.net", NodeID: "n1", Addr: testAddr}
+	user := Identity{User: "alice@example.com", Node: "laptop.tail1234.ts.net", NodeID: "n1", UserID: 7, Addr: testAddr}
 	recorded := user
-	recorded.MustRecord = true
+	recorded.MustRecord, recorded.Recorders = true, []netip.AddrPort{netip.MustParseAddrPort("100.64.0.9:80")}
+	enforced := user
+	enforced.MustRecord = true
+	several := user
+	several.Recorders = []netip.AddrPort{netip.MustParseAddrPort("100.64.0.9:80"), netip.MustParseAddrPort("[fd7a::9]:80"), netip.MustParseAddrPort("100.64.0.8:80")}
 	tagged := Identity{User: "ci.tail1234.ts.net", Node: "ci.tail1234.ts.net", NodeID: "n2", Tagged: true, Addr: testAddr}
 	with := func(id Identity, groups ...string) Identity {
 		id.Groups = groups
+		return id
+	}
+	carrying := func(id Identity, tags ...string) Identity {
+		id.Tags = tags
 		return id
 	}
 	other := tailcfg.PeerCapMap{"tailscale.com/cap/drive": {`[`}}
@@ -70,25 +78,28 @@ func TestFromWhoIs(t *testing.T) {
 			userDevice("alice@example.com", grants(`{"recorder":["tag:rec"],"recorderAddrs":["100.64.0.9:80"],"enforceRecorder":true}`)), recorded,
 		},
 		"one grant of many demands recording": {
-			userDevice("alice@example.com", grants(`{"enforceRecorder":false}`, `{"enforceRecorder":true}`, `{"impersonate":{}}`)), recorded,
+			userDevice("alice@example.com", grants(`{"enforceRecorder":false}`, `{"enforceRecorder":true}`, `{"impersonate":{}}`)), enforced,
+		},
+		"recorders of several grants, in the order of the policy, each once": {
+			userDevice("alice@example.com", grants(`{"recorderAddrs":["100.64.0.9:80","[fd7a::9]:80"]}`, `{}`, `{"recorderAddrs":["100.64.0.8:80","100.64.0.9:80"]}`)), several,
 		},
 		"capabilities of other programs do not count, even malformed ones": {
 			userDevice("alice@example.com", other), user,
 		},
 		"tagged device: its tags are its groups": {
-			taggedDevice("ci.tail1234.ts.net.", nil, "tag:ci", "tag:prod"), with(tagged, "tag:ci", "tag:prod"),
+			taggedDevice("ci.tail1234.ts.net.", nil, "tag:ci", "tag:prod"), with(carrying(tagged, "tag:ci", "tag:prod"), "tag:ci", "tag:prod"),
 		},
 		"tagged device with grants that give no groups": {
-			taggedDevice("ci.tail1234.ts.net.", grants(`{"impersonate":{"groups":[]}}`), "tag:ci"), with(tagged, "tag:ci"),
+			taggedDevice("ci.tail1234.ts.net.", grants(`{"impersonate":{"groups":[]}}`), "tag:ci"), with(carrying(tagged, "tag:ci"), "tag:ci"),
 		},
 		"tagged device with groups: its tags are not added": {
-			taggedDevice("ci.tail1234.ts.net.", grants(`{"impersonate":{"groups":["deployers"]}}`), "tag:ci"), with(tagged, "deployers"),
+			taggedDevice("ci.tail1234.ts.net.", grants(`{"impersonate":{"groups":["deployers"]}}`), "tag:ci"), with(carrying(tagged, "tag:ci"), "deployers"),
 		},
 		"name without a trailing dot": {
-			taggedDevice("ci.tail1234.ts.net", nil, "tag:ci"), with(tagged, "tag:ci"),
+			taggedDevice("ci.tail1234.ts.net", nil, "tag:ci"), with(carrying(tagged, "tag:ci"), "tag:ci"),
 		},
 		"names are carried as they are": {
-			userDevice("Zoë o'Neil+ops@example.com", nil), Identity{User: "Zoë o'Neil+ops@example.com", Node: "laptop.tail1234.ts.net", NodeID: "n1", Addr: testAddr},
+			userDevice("Zoë o'Neil+ops@example.com", nil), Identity{User: "Zoë o'Neil+ops@example.com", Node: "laptop.tail1234.ts.net", NodeID: "n1", UserID: 7, Addr: testAddr},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -96,7 +107,8 @@ func TestFromWhoIs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tc.want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+			type fields Identity // whose method Equal does not compare all of them
+			if diff := cmp.Diff(fields(tc.want), fields(got), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("identity (-want +got):\n%s", diff)
 			}
 		})
@@ -132,7 +144,8 @@ func TestFromWhoIsRefuses(t *testing.T) {
 			if !errors.Is(err, tc.want) {
 				t.Errorf("error %v, want %v", err, tc.want)
 			}
-			if diff := cmp.Diff(Identity{}, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+			type fields Identity
+			if diff := cmp.Diff(fields{}, fields(got), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 				t.Errorf("a refusal comes with an identity (-want +got):\n%s", diff)
 			}
 		})
@@ -175,6 +188,7 @@ func TestEqual(t *testing.T) {
 		"another device":       {func(id *Identity) { id.NodeID = "2" }, false},
 		"tagged now":           {func(id *Identity) { id.Tagged = true }, false},
 		"to be recorded now":   {func(id *Identity) { id.MustRecord = true }, false},
+		"other recorders":      {func(id *Identity) { id.Recorders = []netip.AddrPort{netip.MustParseAddrPort("100.64.0.9:80")} }, true},
 		"a group more":         {func(id *Identity) { id.Groups = []string{"a", "b", "c"} }, false},
 		"a group less":         {func(id *Identity) { id.Groups = []string{"a"} }, false},
 		"no groups":            {func(id *Identity) { id.Groups = nil }, false},

@@ -167,6 +167,25 @@ func (n *Node) Listen(port uint16) (net.Listener, error) {
 	return l, nil
 }
 
+// Dial connects to a TCP port (ip:port) of another device of the tailnet. What is no
+// device's address is refused at once, and nothing outside the tailnet is reached.
+func (n *Node) Dial(ctx context.Context, _, address string) (net.Conn, error) {
+	target, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("dialing %q: %w", address, err)
+	}
+	if _, err := n.client.WhoIs(ctx, target.Addr().String()); err != nil {
+		return nil, fmt.Errorf("dialing %s: no device of the tailnet with this address: %w", address, err)
+	}
+	// Not the server's own Dial, which turns to the machine's network for what it does
+	// not know by then.
+	conn, err := n.server.Sys().Dialer.Get().NetstackDialTCP(ctx, target)
+	if err != nil {
+		return nil, fmt.Errorf("dialing %s on the tailnet: %w", address, err)
+	}
+	return conn, nil
+}
+
 // Identify returns who is at addr. See [identity.FromWhoIs] for its errors.
 func (n *Node) Identify(ctx context.Context, addr netip.Addr) (identity.Identity, error) {
 	return n.peers.identify(ctx, addr)

@@ -1,0 +1,208 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package recording
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"time"
+)
+
+const (
+	// ackWindow is how long a recorder may be silent while it gets a recording.
+	ackWindow = 30 * time.Second
+	// An HTTP/2 connection that is silent for pingAfter is asked for a sign of life, and
+	// given up pingTimeout later.
+	pingAfter   = 10 * time.Second
+	pingTimeout = 10 * time.Second
+	// maxAck bounds a message of a recorder.
+	maxAck = 64 << 10
+)
+
+var (
+	errNoAcks     = fmt.Errorf("the recorder has acknowledged nothing for %s", ackWindow)
+	errAckTooLong = fmt.Errorf("a message of the recorder is longer than %d bytes", maxAck)
+)
+
+// upload is the body of a request to a recorder, which has been accepted.
+type upload struct {
+	*io.PipeWriter
+	// ended gets why it has ended, or is closed.
+	ended  <-chan error
+	cancel context.CancelFunc
+}
+
+// abort ends the upload so that the recorder does not take it for whole.
+func (u upload) abort(why error) {
+	_ = u.CloseWithError(why) // never errs
+	u.cancel()
+}
+
+// start begins an upload to the recorder at addr and returns when the recorder has
+// accepted it. The upload ends with ctx.
+func (r *Recorders) start(ctx context.Context, addr netip.AddrPort) (upload, error) {
+	dial := r.dialOnce()
+	modern := newTransport(dial, true)
+	if speaksV2(ctx, modern, addr) {
+		return startV2(ctx, modern, addr)
+	}
+	modern.CloseIdleConnections()
+	return startV1(ctx, newTransport(dial, false), addr)
+}
+
+// newTransport returns a transport for one upload: HTTP/2 without TLS, or HTTP/1.1.
+func newTransport(dial Dial, modern bool) *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(modern)
+	protocols.SetHTTP1(!modern)
+	return &http.Transport{
+		DialContext: dial, Protocols: protocols, DisableCompression: true, IdleConnTimeout: attemptTimeout,
+		// The attempt is bounded; without an answer nothing may be sent.
+		ExpectContinueTimeout: time.Hour,
+		HTTP2:                 &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+	}
+}
+
+// request makes a request to the recorder at addr.
+func request(ctx context.Context, method string, addr netip.AddrPort, path string, body io.Reader) (*http.Request, error) {
+	return http.NewRequestWithContext(ctx, method, "http://"+addr.String()+path, body)
+}
+
+// speaksV2 asks a recorder whether it knows version 2 of the protocol. A POST would not
+// tell: a server of HTTP/1 does not answer one before its end.
+func speaksV2(ctx context.Context, t *http.Transport, addr netip.AddrPort) bool {
+	r, err := request(ctx, http.MethodHead, addr, "/v2/record", nil)
+	if err != nil {
+		return false
+	}
+	res, err := t.RoundTrip(r)
+	if err != nil {
+		return false
+	}
+	_ = res.Body.Close()
+	return res.StatusCode == http.StatusOK && res.ProtoMajor > 1
+}
+
+// refused is a recorder's answer that is no.
+func refused(res *http.Response) error {
+	words, _ := io.ReadAll(io.LimitReader(res.Body, 256)) // an explanation, if there is one
+	_ = res.Body.Close()
+	return fmt.Errorf("it answers %s: %q", res.Status, words)
+}
+
+// startV2 begins an upload that is acknowledged on the way.
+func startV2(ctx context.Context, t *http.Transport, addr netip.AddrPort) (upload, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	fail := func(err error) (upload, error) {
+		cancel()
+		t.CloseIdleConnections()
+		return upload{}, err
+	}
+	body, w := io.Pipe()
+	r, err := request(ctx, http.MethodPost, addr, "/v2/record", body)
+	if err != nil {
+		return fail(err)
+	}
+	res, err := t.RoundTrip(r)
+	if err != nil {
+		return fail(err)
+	}
+	if res.StatusCode != http.StatusOK {
+		_ = w.CloseWithError(io.ErrClosedPipe) // the answer's body is not closed before the request's has ended
+		return fail(refused(res))
+	}
+	ended := make(chan error, 1)
+	go func() {
+		defer close(ended)
+		defer t.CloseIdleConnections()
+		defer cancel()
+		if err := readAcks(res.Body); err != nil {
+			ended <- err
+		}
+		_ = w.CloseWithError(io.ErrClosedPipe) // nobody reads what is still written
+		_ = res.Body.Close()
+	}()
+	return upload{PipeWriter: w, ended: ended, cancel: cancel}, nil
+}
+
+// ack is a message of a recorder.
+type ack struct {
+	// Ack is how many bytes the recorder has.
+	Ack int64 `json:"ack,omitempty"`
+	// Error is why there will be no more.
+	Error string `json:"error,omitempty"`
+}
+
+// readAcks reads what a recorder says until its end, which is nil if the recorder has
+// everything.
+func readAcks(body io.ReadCloser) error {
+	silence := time.AfterFunc(ackWindow, func() { _ = body.Close() })
+	defer silence.Stop()
+	limited := &io.LimitedReader{R: body}
+	decoder := json.NewDecoder(limited)
+	for {
+		limited.N = maxAck
+		var a ack
+		switch err := decoder.Decode(&a); {
+		case err == nil:
+		case !silence.Stop():
+			return errNoAcks
+		case limited.N <= 0:
+			return errAckTooLong
+		case errors.Is(err, io.EOF):
+			return nil
+		default:
+			return fmt.Errorf("reading the acknowledgements of the recorder: %w", err)
+		}
+		if a.Error != "" {
+			return fmt.Errorf("the recorder says: %q", a.Error)
+		}
+		silence.Reset(ackWindow)
+	}
+}
+
+// startV1 begins an upload of which nothing is known before its end.
+func startV1(ctx context.Context, t *http.Transport, addr netip.AddrPort) (upload, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	accepted := make(chan struct{})
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got100Continue: func() { close(accepted) }})
+	body, w := io.Pipe()
+	r, err := request(traced, http.MethodPost, addr, "/record", body)
+	if err != nil {
+		cancel()
+		return upload{}, err
+	}
+	r.Header.Set("Expect", "100-continue")
+	ended := make(chan error, 1)
+	go func() {
+		defer close(ended)
+		defer t.CloseIdleConnections()
+		defer cancel()
+		res, err := t.RoundTrip(r)
+		if err == nil && res.StatusCode != http.StatusOK {
+			err = refused(res)
+		} else if err == nil {
+			_ = res.Body.Close()
+		}
+		_ = w.CloseWithError(io.ErrClosedPipe) // nobody reads what is still written
+		if err != nil {
+			ended <- err
+		}
+	}()
+	select {
+	case <-accepted:
+		return upload{PipeWriter: w, ended: ended, cancel: cancel}, nil
+	case err := <-ended:
+		if err == nil {
+			err = errors.New("it accepts a recording of which it got nothing")
+		}
+		return upload{}, err
+	}
+}
