@@ -210,7 +210,7 @@ func (o *operatorOptions) readDevice(env environment) (err error) {
 
 // readKeys returns the credentials for the tailnet: exactly one kind of them.
 func (o *operatorOptions) readKeys(env environment) (tailnet.Keys, error) {
-	fixed, err := o.fixedKey(env)
+	fixed, err := fixedKey(env, o.authKeyFile)
 	if err != nil {
 		return nil, err
 	}

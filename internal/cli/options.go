@@ -96,16 +96,17 @@ func (o *serveOptions) certificates(node *tailnet.Node) (certificates, error) {
 	return node.Certificates(), nil
 }
 
-// fixedKey returns the auth key that was given by file or environment, or nil.
-func (o *serveOptions) fixedKey(env environment) (tailnet.Keys, error) {
+// fixedKey returns the auth key that was given by file (--auth-key-file) or environment,
+// or nil.
+func fixedKey(env environment, file string) (tailnet.Keys, error) {
 	switch value := env("TS_AUTHKEY"); {
-	case o.authKeyFile != "" && value != "":
-		return nil, badSetting("--auth-key-file", o.authKeyFile, "TS_AUTHKEY is set, too: give one of them")
-	case o.authKeyFile != "":
-		if _, err := tailnet.KeyFile(o.authKeyFile).AuthKey(context.Background()); err != nil {
-			return nil, badSetting("--auth-key-file", o.authKeyFile, err.Error())
+	case file != "" && value != "":
+		return nil, badSetting("--auth-key-file", file, "TS_AUTHKEY is set, too: give one of them")
+	case file != "":
+		if _, err := tailnet.KeyFile(file).AuthKey(context.Background()); err != nil {
+			return nil, badSetting("--auth-key-file", file, err.Error())
 		}
-		return tailnet.KeyFile(o.authKeyFile), nil
+		return tailnet.KeyFile(file), nil
 	case value != "":
 		return tailnet.FixedKey(value), nil
 	}

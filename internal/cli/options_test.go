@@ -61,7 +61,7 @@ func TestFixedKey(t *testing.T) {
 		"no file":    {file: "/nowhere/key", err: `--auth-key-file="/nowhere/key": reading credentials: `},
 	} {
 		t.Run(name, func(t *testing.T) {
-			keys, err := (&serveOptions{authKeyFile: tc.file}).fixedKey(vars{"TS_AUTHKEY": tc.env}.environment())
+			keys, err := fixedKey(vars{"TS_AUTHKEY": tc.env}.environment(), tc.file)
 			checkSetting(t, err, tc.err)
 			if err != nil && strings.Contains(err.Error(), "tskey") {
 				t.Errorf("the message holds a key: %v", err)

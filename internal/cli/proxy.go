@@ -90,7 +90,7 @@ func (o *proxyOptions) service(ctx context.Context, env environment, logs io.Wri
 	if o.replica.service != "" {
 		return o.hosting(ctx, env, config)
 	}
-	if config.Keys, err = o.fixedKey(env); err != nil {
+	if config.Keys, err = fixedKey(env, o.authKeyFile); err != nil {
 		return nil, err
 	}
 	path := cmp.Or(o.kubeconfig, env("KUBECONFIG"))
@@ -98,7 +98,7 @@ func (o *proxyOptions) service(ctx context.Context, env environment, logs io.Wri
 	if err != nil {
 		return nil, err
 	}
-	if config.Dir, err = o.makeStateDir(); err != nil {
+	if config.Dir, err = makeStateDir(o.stateDir, o.hostname); err != nil {
 		return nil, err
 	}
 	node, err := tailnet.NewNode(config)
@@ -158,15 +158,14 @@ func (o *proxyOptions) apiServer(path string) (*rest.Config, error) {
 	return config, nil
 }
 
-// makeStateDir returns the folder for the device's state, which it makes.
-func (o *proxyOptions) makeStateDir() (string, error) {
-	dir := o.stateDir
+// makeStateDir returns the folder for the device's state (--state-dir), which it makes.
+func makeStateDir(dir, hostname string) (string, error) {
 	if dir == "" {
 		config, err := os.UserConfigDir()
 		if err != nil {
 			return "", badSetting("--state-dir", "", "give a folder: "+err.Error())
 		}
-		dir = filepath.Join(config, "tailhelm", o.hostname)
+		dir = filepath.Join(config, "tailhelm", hostname)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", badSetting("--state-dir", dir, err.Error())

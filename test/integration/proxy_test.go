@@ -158,7 +158,7 @@ func (p *proxy) url(path string) string { return p.scheme + "://" + p.host + pat
 
 // logEntry is a line of the log that tells of a request.
 type logEntry struct {
-	Msg, User, Node, Address, Kind, Method, Verb, Resource, Subresource, Namespace, Name, Path, Refused, Error, AuditID string
+	Msg, User, Node, Address, Kind, Method, Verb, Resource, Subresource, Namespace, Name, Path, Refused, Error, AuditID, Recording, Recorder string
 
 	Groups               []string
 	Code                 int

@@ -1,0 +1,29 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package recorder receives recordings of sessions and keeps them as files.
+//
+// It speaks both versions of the protocol in which Tailscale's programs send
+// recordings (asciicast of version 2): POST /v2/record over HTTP/2, acknowledged on the
+// way, and POST /record, answered at the end. [Handler] serves them, [Store] keeps them.
+//
+// # Promises
+//
+//   - An acknowledgement means that the bytes are on the disk: they were synced before.
+//   - Only devices with one of the allowed tags can send anything, by what the tailnet
+//     says of their address. Nothing can be read, changed or deleted over the tailnet.
+//   - The sender's name for itself is in the recording; the folder is the name that the
+//     tailnet gives the device. What a sender chooses never becomes part of a path.
+//   - A recording that is not whole is told apart for good: its file ends with .part. It
+//     is kept like the others.
+//   - What does not fit is refused, so that the sender can refuse the session: a full
+//     disk, as many recordings as may be open, a recording that is larger than allowed.
+//   - The oldest recordings are deleted when they are too old or all of them too many.
+//     One that is being made is never deleted.
+//
+// # Trade-offs
+//
+// There is no database: the first line of each file says whose session it is, and
+// listing reads those. The files are as good as the file system that they are on;
+// replication and encryption at rest are left to it.
+package recorder

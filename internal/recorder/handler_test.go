@@ -1,0 +1,382 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package recorder
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"tailscale.com/sessionrecording"
+
+	"github.com/tailhelm/tailhelm/internal/identity"
+	"github.com/tailhelm/tailhelm/internal/recording"
+)
+
+// patience bounds what should take milliseconds, on a machine that does much else.
+const patience = time.Minute
+
+// peers says the same of every address.
+type peers struct {
+	identity.Identity
+	err error
+}
+
+func (p peers) Identify(context.Context, netip.Addr) (identity.Identity, error) {
+	return p.Identity, p.err
+}
+
+var proxyDevice = identity.Identity{Node: "operator.tail1234.ts.net", Tagged: true, Tags: []string{"tag:other", "tag:k8s"}}
+
+// rig is a recorder that serves on loopback.
+type rig struct {
+	store   *Store
+	handler *Handler
+	addr    netip.AddrPort
+	dir     string
+}
+
+func start(t *testing.T, limits Limits, who peers) *rig {
+	t.Helper()
+	r := &rig{dir: t.TempDir()}
+	log := slog.New(slog.DiscardHandler)
+	var err error
+	if r.store, err = NewStore(r.dir, limits, log); err != nil {
+		t.Fatal(err)
+	}
+	r.handler = NewHandler(HandlerConfig{Store: r.store, Peers: who, Tags: []string{"tag:k8s-operator", "tag:k8s"}, Log: log, Metrics: prometheus.NewRegistry()})
+	server := NewServer(r.handler, log)
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+	r.addr = netip.MustParseAddrPort(l.Addr().String())
+	return r
+}
+
+// request sends a body over HTTP/2 or HTTP/1.1.
+func (r *rig) request(t *testing.T, http2 bool, method, path string, body io.Reader) *http.Response {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetUnencryptedHTTP2(http2)
+	transport := &http.Transport{Protocols: protocols}
+	t.Cleanup(transport.CloseIdleConnections)
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("http://%s%s", r.addr, path), body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = res.Body.Close() })
+	return res
+}
+
+// files are the recordings by their names, with their contents.
+func (r *rig) files(t *testing.T) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	list, err := List(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range list {
+		text, err := os.ReadFile(info.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name, err := filepath.Rel(r.dir, info.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[name] = string(text)
+	}
+	return found
+}
+
+// await waits until there are no open recordings, and returns the only file there is.
+func (r *rig) await(t *testing.T, what string, ending string) (name, text string) {
+	t.Helper()
+	r.settle(t)
+	files := r.files(t)
+	if len(files) != 1 {
+		t.Fatalf("%s: %d files: %v", what, len(files), files)
+	}
+	for name, text = range files {
+		if !strings.HasPrefix(name, "operator.tail1234.ts.net/") || !strings.HasSuffix(name, ending) {
+			t.Errorf("%s: the file %s, want one with the ending %s", what, name, ending)
+		}
+	}
+	return name, text
+}
+
+// settle waits until no recording is open.
+func (r *rig) settle(t *testing.T) {
+	t.Helper()
+	eventually(t, "the end of all recordings", func() bool { open, _ := r.store.usage(); return open == 0 })
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-deadline:
+			t.Fatalf("waiting for %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+const header = `{"version":2,"width":80,"height":24,"timestamp":1700000000,"srcNode":"laptop","srcNodeID":"n1","srcNodeUser":"alice@example.com","env":null,"sshUser":"","localUser":"","connectionID":"","kubernetes":{"PodName":"p","Namespace":"ns","Container":"c","SessionType":"exec"}}` + "\n"
+
+// A session that the proxy's own code records arrives as it is, in both versions of the
+// protocol.
+func TestRecordingIsKept(t *testing.T) {
+	for _, version := range []string{"/v2/record", "/record"} {
+		t.Run(version, func(t *testing.T) {
+			r := start(t, Limits{}, peers{Identity: proxyDevice})
+			body := header + `[0.1,"o","hello"]` + "\n"
+			res := r.request(t, version == "/v2/record", http.MethodPost, version, strings.NewReader(body))
+			answer, err := io.ReadAll(res.Body)
+			if err != nil || res.StatusCode != http.StatusOK || bytes.Contains(answer, []byte("error")) {
+				t.Fatalf("%s: %s, %v", res.Status, answer, err)
+			}
+			if want := fmt.Sprintf(`{"ack":%d}`+"\n", len(body)); version == "/v2/record" && !strings.HasSuffix(string(answer), want) {
+				t.Errorf("the answer is %q, want %q at its end", answer, want)
+			}
+			if _, text := r.await(t, "the recording", whole); text != body {
+				t.Errorf("kept: %q", text)
+			}
+			if got := testutil.ToFloat64(r.handler.recordings.WithLabelValues(resultComplete)); got != 1 {
+				t.Errorf("%v complete recordings are counted", got)
+			}
+			if _, used := r.store.usage(); used != int64(len(body)) {
+				t.Errorf("%d bytes are used, want %d", used, len(body))
+			}
+		})
+	}
+}
+
+// nothing is the API server's end of a session in which nothing is said.
+type nothing struct{ io.Reader }
+
+func (nothing) Write(p []byte) (int, error) { return len(p), nil }
+func (nothing) Close() error                { return nil }
+
+// The client of package recording and this recorder understand each other.
+func TestProxyAndRecorder(t *testing.T) {
+	r := start(t, Limits{}, peers{Identity: proxyDevice})
+	rec, err := recording.NewRecorders(new(net.Dialer).DialContext).Connect(t.Context(), []netip.AddrPort{r.addr}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := rec.Tap(nothing{strings.NewReader("\x82\x06\x01hello")}, http.Header{"Upgrade": {"websocket"}},
+		recording.Session{Header: sessionrecording.CastHeader{SrcNode: "laptop"}}, func(err error) { t.Errorf("lost: %v", err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(session); err != nil {
+		t.Fatal(err)
+	}
+	if err := rec.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	_, text := r.await(t, "the recording", whole)
+	var played strings.Builder
+	if err := Play(t.Context(), &played, strings.NewReader(text), PlayOptions{}); err != nil || played.String() != "hello" {
+		t.Errorf("played %q, %v", played.String(), err)
+	}
+}
+
+// What was acknowledged is in the file.
+func TestAcknowledgements(t *testing.T) {
+	r := start(t, Limits{}, peers{Identity: proxyDevice})
+	body, w := io.Pipe()
+	res := r.request(t, true, http.MethodPost, "/v2/record", body)
+	acks := json.NewDecoder(bufio.NewReader(res.Body))
+	await := func(n int) {
+		for {
+			var a ack
+			if err := acks.Decode(&a); err != nil || a.Error != "" {
+				t.Fatalf("waiting for %d bytes: %+v, %v", n, a, err)
+			}
+			if _, text := r.only(t); int64(len(text)) < a.Ack {
+				t.Fatalf("%d bytes are acknowledged, and %d there", a.Ack, len(text))
+			}
+			if a.Ack == int64(n) {
+				return
+			}
+		}
+	}
+	await(0)
+	_, _ = io.WriteString(w, header)
+	await(len(header))
+	_, _ = io.WriteString(w, `[1,"o","x"]`+"\n")
+	await(len(header) + 12)
+	_ = w.Close()
+	if rest, err := io.ReadAll(res.Body); err != nil {
+		t.Errorf("the answer ends with %q, %v", rest, err)
+	}
+	r.await(t, "the recording", whole)
+}
+
+// only returns the one file, open or not.
+func (r *rig) only(t *testing.T) (name, text string) {
+	t.Helper()
+	for name, text = range r.files(t) {
+		return name, text
+	}
+	return "", ""
+}
+
+// Only devices with the right tags may send.
+func TestSenders(t *testing.T) {
+	for name, tc := range map[string]struct {
+		who  peers
+		want int
+	}{
+		"a proxy":               {peers{Identity: proxyDevice}, http.StatusOK},
+		"another tagged device": {peers{Identity: identity.Identity{Node: "ci", Tagged: true, Tags: []string{"tag:ci"}}}, http.StatusForbidden},
+		"a user's device":       {peers{Identity: identity.Identity{Node: "laptop", User: "alice@example.com", Tags: []string{"tag:k8s"}}}, http.StatusForbidden},
+		"a stranger":            {peers{err: identity.ErrUnknownPeer}, http.StatusForbidden},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := start(t, Limits{}, tc.who)
+			for _, path := range []string{"/v2/record", "/record"} {
+				if res := r.request(t, path == "/v2/record", http.MethodPost, path, strings.NewReader(header)); res.StatusCode != tc.want {
+					t.Errorf("%s: %s, want %d", path, res.Status, tc.want)
+				}
+			}
+			if res := r.request(t, true, http.MethodHead, "/v2/record", nil); res.StatusCode != tc.want {
+				t.Errorf("HEAD: %s, want %d", res.Status, tc.want)
+			}
+			if r.settle(t); len(r.files(t)) > 0 != (tc.want == http.StatusOK) {
+				t.Errorf("files: %v", r.files(t))
+			}
+		})
+	}
+	// Nothing can be read.
+	r := start(t, Limits{}, peers{Identity: proxyDevice})
+	for _, path := range []string{"/", "/record", "/v2/record", "/operator.tail1234.ts.net/"} {
+		if res := r.request(t, false, http.MethodGet, path, nil); res.StatusCode < 400 {
+			t.Errorf("GET %s: %s", path, res.Status)
+		}
+	}
+}
+
+// What does not fit is refused in words, and the proxy's code passes them on.
+func TestNoRoom(t *testing.T) {
+	r := start(t, Limits{Free: 1 << 20}, peers{Identity: proxyDevice})
+	r.store.free = func(string) (int64, error) { return 1<<20 - 1, nil }
+	_, err := recording.NewRecorders(new(net.Dialer).DialContext).Connect(t.Context(), []netip.AddrPort{r.addr}, true)
+	if err == nil || !strings.Contains(err.Error(), "507") || !strings.Contains(err.Error(), ErrFull.Error()) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if err := r.store.Ready(t.Context()); !errors.Is(err, ErrFull) {
+		t.Errorf("ready: %v", err)
+	}
+	if len(r.files(t)) > 0 {
+		t.Error("there is a file")
+	}
+	if got := testutil.ToFloat64(r.handler.recordings.WithLabelValues(resultRefused)); got != 1 {
+		t.Errorf("%v refused recordings are counted", got)
+	}
+}
+
+func TestTooManyOpen(t *testing.T) {
+	r := start(t, Limits{Open: 1}, peers{Identity: proxyDevice})
+	body, w := io.Pipe()
+	res := r.request(t, true, http.MethodPost, "/v2/record", body)
+	if second := r.request(t, true, http.MethodPost, "/v2/record", strings.NewReader(header)); second.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("the second is answered %s", second.Status)
+	}
+	_ = w.Close()
+	_, _ = io.Copy(io.Discard, res.Body)
+	r.settle(t)
+	if third := r.request(t, true, http.MethodPost, "/v2/record", strings.NewReader(header)); third.StatusCode != http.StatusOK {
+		t.Errorf("after its end: %s", third.Status)
+	}
+}
+
+// A recording that cannot go on says why, and what there is of it is kept as a part.
+func TestRecordingsThatEnd(t *testing.T) {
+	long := header + strings.Repeat(`[1,"o","x"]`+"\n", 1000)
+	for name, tc := range map[string]struct {
+		body string
+		want error
+		code int
+	}{
+		"too large":         {long, ErrTooLarge, http.StatusRequestEntityTooLarge},
+		"no header":         {"hello\n", ErrMalformed, http.StatusBadRequest},
+		"version 1":         {`{"version":1}` + "\n", ErrMalformed, http.StatusBadRequest},
+		"a cut header":      {header[:50], ErrMalformed, http.StatusBadRequest},
+		"an endless header": {strings.Repeat(" ", maxHeader+1), ErrMalformed, http.StatusBadRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, path := range []string{"/v2/record", "/record"} {
+				r := start(t, Limits{Recording: 100_000}, peers{Identity: proxyDevice})
+				if name == "too large" {
+					r.store.limits.Recording = 1000
+				}
+				res := r.request(t, path == "/v2/record", http.MethodPost, path, strings.NewReader(tc.body))
+				answer, _ := io.ReadAll(res.Body)
+				if !strings.Contains(string(answer), tc.want.Error()) || path == "/record" && res.StatusCode != tc.code {
+					t.Errorf("%s: %s %q, want %q", path, res.Status, answer, tc.want)
+				}
+				r.settle(t)
+				for name := range r.files(t) {
+					if !strings.HasSuffix(name, part) {
+						t.Errorf("%s: kept as %s", path, name)
+					}
+				}
+			}
+		})
+	}
+}
+
+// A sender that breaks off leaves a part; one that sends nothing leaves nothing.
+func TestBrokenOff(t *testing.T) {
+	for _, sent := range []string{header, ""} {
+		r := start(t, Limits{}, peers{Identity: proxyDevice})
+		body, w := io.Pipe()
+		res := r.request(t, true, http.MethodPost, "/v2/record", body)
+		_, _ = io.WriteString(w, sent)
+		eventually(t, "what was sent", func() bool { _, used := r.store.usage(); return used == int64(len(sent)) })
+		_ = w.CloseWithError(errors.New("broken off"))
+		_ = res.Body.Close()
+		if r.settle(t); sent == "" {
+			if files := r.files(t); len(files) > 0 {
+				t.Errorf("nothing is kept as %v", files)
+			}
+			continue
+		}
+		if _, text := r.await(t, "the recording", part); text != sent {
+			t.Errorf("kept: %q", text)
+		}
+	}
+}

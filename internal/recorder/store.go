@@ -1,0 +1,380 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package recorder
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"tailscale.com/sessionrecording"
+)
+
+const (
+	// whole and part end the names of recordings: those that have ended as they should,
+	// and others.
+	whole = ".cast"
+	part  = ".cast.part"
+	// maxHeader bounds the first line of a recording.
+	maxHeader = 64 << 10
+	// nameTime begins the names of recordings.
+	nameTime = "20060102T150405.000Z"
+	// pruneInterval is how often recordings are looked through for what is too old.
+	pruneInterval = time.Minute
+)
+
+// Errors that refuse a recording. Their text is for the sender.
+var (
+	ErrFull      = errors.New("the disk of the recorder is full")
+	ErrTooMany   = errors.New("the recorder has as many recordings open as it may have")
+	ErrTooLarge  = errors.New("the recording is larger than the recorder allows")
+	ErrMalformed = errors.New("this is no asciicast of version 2")
+)
+
+// Limits bound what a [Store] keeps. 0 means no limit.
+type Limits struct {
+	// Age is how old a recording gets.
+	Age time.Duration
+	// Total is how many bytes all recordings may have. The oldest go first.
+	Total int64
+	// Recording is how many bytes one recording may have.
+	Recording int64
+	// Free is how many bytes of the file system are left alone.
+	Free int64
+	// Open is how many recordings may be open at a time.
+	Open int
+}
+
+// Store keeps recordings in a folder: <dir>/<device>/<time>-<random>.cast.
+type Store struct {
+	dir    string
+	limits Limits
+	log    *slog.Logger
+	now    func() time.Time
+	free   func(dir string) (int64, error)
+
+	mu   sync.Mutex
+	open map[string]struct{} // the paths of recordings that are being made
+	used int64               // bytes of all recordings, those that are open included
+}
+
+// NewStore returns a Store of what is in dir, which must exist.
+func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
+	s := &Store{dir: dir, limits: limits, log: log, now: time.Now, free: freeBytes, open: map[string]struct{}{}}
+	probe, err := os.CreateTemp(dir, ".probe-")
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(probe.Close(), os.Remove(probe.Name())); err != nil {
+		return nil, err
+	}
+	files, err := s.files()
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		s.used += f.size
+	}
+	return s, nil
+}
+
+// freeBytes returns how many bytes can be written to the file system of dir.
+func freeBytes(dir string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("the file system of %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // a disk
+}
+
+// usage returns how many recordings are open, and the bytes of all.
+func (s *Store) usage() (open int, used int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open), s.used
+}
+
+// Ready returns why no recording would be taken now, or nil.
+func (s *Store) Ready(context.Context) error {
+	free, err := s.free(s.dir)
+	if err != nil {
+		return err
+	}
+	if free < s.limits.Free || free == 0 {
+		return fmt.Errorf("%w: %d bytes are free on the file system of %s, of which %d are left alone", ErrFull, free, s.dir, s.limits.Free)
+	}
+	return nil
+}
+
+// create begins a recording of a device.
+func (s *Store) create(device string) (*file, error) {
+	if err := s.Ready(context.Background()); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(s.dir, safeName(device))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, s.now().UTC().Format(nameTime)+"-"+strings.ToLower(rand.Text()[:8]))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.limits.Open > 0 && len(s.open) >= s.limits.Open {
+		return nil, ErrTooMany
+	}
+	f, err := os.OpenFile(path+part, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // of safeName
+	if err != nil {
+		return nil, err
+	}
+	s.open[path+part] = struct{}{}
+	return &file{store: s, File: f, path: path}, nil
+}
+
+// safeName returns a name as that of a folder, in which nothing but letters, digits,
+// '-' and '.' count, and which is no other folder's.
+func safeName(name string) string {
+	name = strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '.':
+			return r
+		}
+		return '_'
+	}, name)
+	if name = strings.Trim(name, "."); name == "" {
+		return "_"
+	}
+	return name[:min(len(name), 253)]
+}
+
+// file is a recording that is being made. One goroutine writes; another may sync.
+type file struct {
+	store *Store
+	*os.File
+	path string // without its ending
+
+	mu      sync.Mutex
+	size    int64
+	head    []byte // the first line, until it is complete
+	checked bool
+}
+
+// Write appends to the recording. It errs with ErrTooLarge, ErrMalformed or ErrFull.
+func (f *file) Write(p []byte) (int, error) {
+	if limit := f.store.limits.Recording; limit > 0 && f.written()+int64(len(p)) > limit {
+		return 0, fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit)
+	}
+	if err := f.check(p); err != nil {
+		return 0, err
+	}
+	n, err := f.File.Write(p)
+	f.mu.Lock()
+	f.size += int64(n)
+	f.mu.Unlock()
+	f.store.mu.Lock()
+	f.store.used += int64(n)
+	f.store.mu.Unlock()
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		err = ErrFull
+	}
+	return n, err
+}
+
+// check checks the first line as it comes.
+func (f *file) check(p []byte) error {
+	if f.checked {
+		return nil
+	}
+	line, _, ended := strings.Cut(string(p), "\n")
+	f.head = append(f.head, line...)
+	if len(f.head) > maxHeader {
+		return fmt.Errorf("%w: its first line is longer than %d bytes", ErrMalformed, maxHeader)
+	}
+	if !ended {
+		return nil
+	}
+	if _, err := parseHeader(f.head); err != nil {
+		return err
+	}
+	f.checked, f.head = true, nil
+	return nil
+}
+
+func parseHeader(line []byte) (h sessionrecording.CastHeader, err error) {
+	if err := json.Unmarshal(line, &h); err != nil {
+		return h, fmt.Errorf("%w: its first line is no header: %w", ErrMalformed, err)
+	}
+	if h.Version != 2 {
+		return h, fmt.Errorf("%w: its version is %d", ErrMalformed, h.Version)
+	}
+	return h, nil
+}
+
+// written returns how many bytes were written.
+func (f *file) written() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.size
+}
+
+// end ends the recording, whole or not. One of which there is nothing is removed.
+func (f *file) end(isWhole bool) error {
+	isWhole = isWhole && f.checked
+	err := errors.Join(f.Sync(), f.Close())
+	switch {
+	case f.size == 0:
+		err = errors.Join(err, os.Remove(f.path+part))
+	case isWhole && err == nil:
+		err = os.Rename(f.path+part, f.path+whole)
+	}
+	f.store.mu.Lock()
+	delete(f.store.open, f.path+part)
+	f.store.mu.Unlock()
+	return errors.Join(err, syncDir(filepath.Dir(f.path)))
+}
+
+// syncDir makes the names in a folder last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir) //nolint:gosec // of safeName
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// stored is a recording in the folder.
+type stored struct {
+	path string
+	size int64
+	at   time.Time // of the last write
+}
+
+// files returns all recordings, the oldest first.
+func (s *Store) files() ([]stored, error) { return filesIn(s.dir) }
+
+func filesIn(dir string) ([]stored, error) {
+	var all []stored
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasSuffix(path, whole) && !strings.HasSuffix(path, part) {
+			return err
+		}
+		info, err := entry.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // pruned meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		all = append(all, stored{path: path, size: info.Size(), at: info.ModTime()})
+		return nil
+	})
+	slices.SortFunc(all, func(a, b stored) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.path, b.path)) })
+	return all, err
+}
+
+// Run deletes what is too old or too much, until ctx is done.
+func (s *Store) Run(ctx context.Context) error {
+	tick := time.NewTicker(pruneInterval)
+	defer tick.Stop()
+	for {
+		if err := s.prune(ctx); err != nil {
+			s.log.WarnContext(ctx, "deleting old recordings", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// prune deletes what is too old, and then the oldest while there is too much.
+func (s *Store) prune(ctx context.Context) error {
+	files, err := s.files()
+	if err != nil {
+		return err
+	}
+	var used int64
+	for _, f := range files {
+		used += f.size
+	}
+	var errs []error
+	for _, f := range files {
+		old, much := s.limits.Age > 0 && s.now().Sub(f.at) > s.limits.Age, s.limits.Total > 0 && used > s.limits.Total
+		if !old && !much || s.isOpen(f.path) {
+			continue
+		}
+		if err := os.Remove(f.path); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		used -= f.size
+		s.mu.Lock()
+		s.used -= f.size
+		s.mu.Unlock()
+		s.log.InfoContext(ctx, "deleted a recording", "file", f.path, "bytes", f.size, "old", old)
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) isOpen(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.open[path]
+	return ok
+}
+
+// Info is what a recording says about itself.
+type Info struct {
+	// Path is the recording's file.
+	Path string
+	// Bytes is its size.
+	Bytes int64
+	// Whole means that the session has ended, and everything of it was recorded.
+	Whole bool
+	// Header is its first line. It is zero when that cannot be read.
+	Header sessionrecording.CastHeader
+}
+
+// List returns the recordings in a folder, the oldest first.
+func List(dir string) ([]Info, error) {
+	files, err := filesIn(dir)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Info, 0, len(files))
+	for _, f := range files {
+		info := Info{Path: f.path, Bytes: f.size, Whole: strings.HasSuffix(f.path, whole)}
+		if h, err := readHeader(f.path); err == nil {
+			info.Header = h
+		}
+		list = append(list, info)
+	}
+	return list, nil
+}
+
+func readHeader(path string) (h sessionrecording.CastHeader, err error) {
+	f, err := os.Open(path) //nolint:gosec // of the folder of recordings
+	if err != nil {
+		return h, err
+	}
+	defer func() { _ = f.Close() }()
+	line, err := bufio.NewReader(io.LimitReader(f, maxHeader+1)).ReadBytes('\n')
+	if err != nil {
+		return h, err
+	}
+	return parseHeader(line)
+}

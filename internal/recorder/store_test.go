@@ -1,0 +1,182 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package recorder
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func newStore(t *testing.T, limits Limits) *Store {
+	t.Helper()
+	s, err := NewStore(t.TempDir(), limits, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// put makes a recording of n bytes that ended some time ago.
+func (s *Store) put(t *testing.T, device string, n int, ago time.Duration) string {
+	t.Helper()
+	f, err := s.create(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write([]byte(header + strings.Repeat("\n", n-len(header)))); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.end(true); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now().Add(-ago)
+	if err := os.Chtimes(f.path+whole, at, at); err != nil {
+		t.Fatal(err)
+	}
+	return f.path + whole
+}
+
+// What is too old is deleted, and the oldest while there is too much; what is open
+// stays.
+func TestPrune(t *testing.T) {
+	for name, tc := range map[string]struct {
+		limits Limits
+		stay   []int // of four recordings of 1000 bytes, 4, 3, 2 and 1 hours old
+	}{
+		"no limits": {Limits{}, []int{0, 1, 2, 3}}, "age": {Limits{Age: 150 * time.Minute}, []int{2, 3}},
+		"total": {Limits{Total: 4500}, []int{1, 2, 3}}, "both": {Limits{Total: 3000, Age: 210 * time.Minute}, []int{2, 3}},
+		"nothing fits": {Limits{Total: 1}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t, tc.limits)
+			var paths, want []string
+			for i := range 4 {
+				paths = append(paths, s.put(t, "d", 1000, time.Duration(4-i)*time.Hour))
+			}
+			open, err := s.create("d")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := open.Write([]byte(header + strings.Repeat("\n", 1000-len(header)))); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.prune(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range tc.stay {
+				want = append(want, paths[i])
+			}
+			want = append(want, open.path+part)
+			files, err := s.files()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, f := range files {
+				got = append(got, f.path)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("left are %q, want %q", got, want)
+			}
+			if _, used := s.usage(); used != int64(1000*len(want)) {
+				t.Errorf("%d bytes are used, want %d", used, 1000*len(want))
+			}
+			if err := open.end(true); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A store knows what was there before.
+func TestStoreCounts(t *testing.T) {
+	s := newStore(t, Limits{})
+	s.put(t, "d", 500, 0)
+	again, err := NewStore(s.dir, Limits{}, s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, used := again.usage(); used != 500 {
+		t.Errorf("%d bytes are used", used)
+	}
+	if _, err := NewStore(filepath.Join(s.dir, "none"), Limits{}, s.log); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no folder: %v", err)
+	}
+}
+
+// The name of a device never leads out of the folder.
+func FuzzSafeName(f *testing.F) {
+	for _, name := range []string{"operator.tail1234.ts.net", "", ".", "..", "../../etc", "/", "a/b", "a\x00b", strings.Repeat("x", 1000), "…", ".cast"} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		safe := safeName(name)
+		if filepath.Base(safe) != safe || safe == "." || safe == ".." || !filepath.IsLocal(safe) || len(safe) > 253 {
+			t.Errorf("%q becomes %q", name, safe)
+		}
+	})
+}
+
+func TestList(t *testing.T) {
+	s := newStore(t, Limits{})
+	first := s.put(t, "b", 500, time.Hour)
+	second := s.put(t, "a", 600, time.Minute)
+	if err := os.WriteFile(filepath.Join(s.dir, "a", "broken"+part), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := List(s.dir)
+	if err != nil || len(list) != 3 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if list[0].Path != first || list[1].Path != second || !list[0].Whole || list[0].Bytes != 500 || list[0].Header.SrcNodeUser != "alice@example.com" {
+		t.Errorf("%+v", list[:2])
+	}
+	if list[2].Whole || list[2].Header.Version != 0 {
+		t.Errorf("%+v", list[2])
+	}
+}
+
+// A recording is played in its own time, or another.
+func TestPlay(t *testing.T) {
+	text := header + `[1.5,"o","a"]` + "\n" + `[1.6,"r","100x50"]` + "\n" + `[11.5,"o","b\u001b[0m"]` + "\n"
+	for name, tc := range map[string]struct {
+		o    PlayOptions
+		took time.Duration
+	}{
+		"at once": {PlayOptions{}, 0}, "as it was": {PlayOptions{Speed: 1}, 11500 * time.Millisecond},
+		"faster": {PlayOptions{Speed: 2}, 5750 * time.Millisecond}, "short pauses": {PlayOptions{Speed: 1, Idle: time.Second}, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var w bytes.Buffer
+				start := time.Now()
+				if err := Play(t.Context(), &w, strings.NewReader(text), tc.o); err != nil || w.String() != "ab\x1b[0m" {
+					t.Errorf("played %q, %v", w.String(), err)
+				}
+				if took := time.Since(start); took != tc.took {
+					t.Errorf("it took %s, want %s", took, tc.took)
+				}
+			})
+		})
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Play(cancelled, &bytes.Buffer{}, strings.NewReader(text), PlayOptions{Speed: 1}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	for _, bad := range []string{"", "x\n", header + "x\n"} {
+		if err := Play(t.Context(), &bytes.Buffer{}, strings.NewReader(bad), PlayOptions{}); err == nil {
+			t.Errorf("%q is played", bad)
+		}
+	}
+}
