@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"tailscale.com/tailcfg"
 
 	"github.com/tailhelm/tailhelm/test/kubernetes"
 	"github.com/tailhelm/tailhelm/test/tailnet"
@@ -151,6 +152,27 @@ func TestKilled(t *testing.T) {
 	if n := shared.tailnet.CertificateOrders(again.host); n != 1 {
 		t.Errorf("%d certificate orders, want 1", n)
 	}
+}
+
+// TestRestartWithoutControlServer: grants may have been revoked while a proxy was down.
+// Until the control server has spoken it knows nobody, on a tailnet whose devices keep
+// what that said last, too.
+func TestRestartWithoutControlServer(t *testing.T) {
+	t.Parallel()
+	tn := tailnet.New(t, tailnet.Options{NodeAttrs: []tailcfg.NodeCapability{tailcfg.NodeAttrCacheNetworkMaps}})
+	o := proxyOptions{tailnet: tn, hostname: unique("restarted"), dir: t.TempDir()}
+	before := newReadyProxy(t, o)
+	newUser(t, before).mustServe()
+	noError(t, before.stop(t.Context()))
+
+	restore := tn.Fail(tailnet.PathMap, tailnet.Fault{Status: http.StatusInternalServerError})
+	calls := tn.Calls(tailnet.PathMap)
+	p := newProxy(t, o)
+	eventually(t, "the device to ask for its netmap, again and again", func() bool { return tn.Calls(tailnet.PathMap) >= calls+3 })
+	p.readyz(t, "[-]tailnet failed: ", "readyz check failed")
+	restore()
+	noError(t, p.WaitReady(within(t, patience)))
+	newUser(t, p).mustServe()
 }
 
 // TestControlServerDown: what a proxy knows of the tailnet is enough to go on, for

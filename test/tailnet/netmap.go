@@ -107,6 +107,9 @@ func (t *Tailnet) capsLocked() tailcfg.NodeCapMap {
 		tailcfg.NodeAttrDisableUPnP:                   nil,
 		tailcfg.NodeAttrDisableCaptivePortalDetection: nil,
 	}
+	for _, attr := range t.opts.NodeAttrs {
+		caps[attr] = nil
+	}
 	if t.https {
 		caps[tailcfg.CapabilityHTTPS] = nil
 	}

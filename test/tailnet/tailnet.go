@@ -42,6 +42,9 @@ type Options struct {
 	// RestrictNetwork lets packets pass only where a grant with IP allows it.
 	// Without it every device reaches every other one.
 	RestrictNetwork bool
+	// NodeAttrs are attributes that every device has, beside those that this package
+	// gives them.
+	NodeAttrs []tailcfg.NodeCapability
 	// Logf receives what the servers and the devices log, until Close; nil
 	// discards it. The log method of a test fits.
 	Logf func(format string, args ...any)
