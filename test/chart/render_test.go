@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -130,6 +131,27 @@ func checkNames(t *testing.T, o *unstructured.Unstructured) {
 	}
 	if len(problems) > 0 {
 		t.Errorf("%s %q: %v", o.GetKind(), o.GetName(), problems)
+	}
+}
+
+// TestLint has `helm lint` refuse what `helm template` refuses, with words that name the value.
+func TestLint(t *testing.T) {
+	helm, err := kubernetes.HelmPath(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ set, want string }{
+		"combination": {"oauth.clientId=a", "oauth.clientId is set without oauth.clientSecret or oauth.audience"},
+		"name":        {"oauth.clientID=a", "at '/oauth': additional properties 'clientID' not allowed"},
+		"choice":      {"apiServerProxyConfig.mode=banana", "at '/apiServerProxyConfig/mode': value must be one of"},
+		"null":        {"tls.source=null", "at '/tls': missing property 'source'"},
+		"nothing":     {"oauth.clientId=a,oauth.clientSecret=b", ""},
+	} {
+		out, err := exec.CommandContext(t.Context(), helm, "lint", chart, "--kube-version", "1.36.3", "--set", c.set).CombinedOutput()
+		refusals := strings.Join(regexp.MustCompile(`(?m)^\[ERROR\].*`).FindAllString(string(out), -1), "\n")
+		if (err == nil) != (c.want == "") || !strings.Contains(refusals, c.want) {
+			t.Errorf("%s: helm lint --set %s: %v\n%s", name, c.set, err, out)
+		}
 	}
 }
 
