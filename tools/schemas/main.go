@@ -7,7 +7,7 @@
 //
 //	schemas -kubeconform DIR               a strict schema per kind, as kubeconform wants them
 //	schemas -values FILE -defaults FILE    fill in the definitions that a values.schema.json refers
-//	                                       to, and require what a values.yaml has
+//	                                       to, and describe and require what a values.yaml has
 //
 // Strict means that a field that Kubernetes does not know is an error.
 package main
@@ -159,13 +159,13 @@ func writeKinds(dir string, definitions object) error {
 }
 
 // fill writes into a schema all definitions of Kubernetes that it refers to, takes out
-// those that it does not, and requires what the values.yaml at defaults has.
+// those that it does not, and describes and requires what the values.yaml at defaults has.
 func fill(path, defaults string, definitions object) error {
 	var schema object
 	if err := read(path, &schema); err != nil {
 		return err
 	}
-	if err := requireDefaults(schema, defaults); err != nil {
+	if err := addDefaults(schema, defaults); err != nil {
 		return err
 	}
 	filled := object{}
