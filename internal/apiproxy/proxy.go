@@ -102,6 +102,11 @@ func New(config Config) (*Proxy, error) {
 	return p, nil
 }
 
+// Warm opens the connection to the API server that requests share, unless it is open. Called
+// again and again it keeps it open, so that no request has to wait for one. It returns why
+// there is none. In ModeNoAuth, the first request with credentials opens it.
+func (p *Proxy) Warm(ctx context.Context) error { return p.upstream.warm(ctx) }
+
 // Watch ends open requests whose caller's identity changes, until ctx is done.
 // Without it, identity is asked only when a request begins.
 func (p *Proxy) Watch(ctx context.Context) { p.calls.watch(ctx, p.config.Peers) }

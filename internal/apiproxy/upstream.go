@@ -4,9 +4,11 @@
 package apiproxy
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -33,6 +35,8 @@ const (
 	// it. It is also the HTTP/2 window, so it must hold what is under way to a near
 	// API server.
 	streamBuffer = 256 << 10
+	// maxVersion is more than the API server has to say of its version.
+	maxVersion = 64 << 10
 )
 
 // upstream is the way to the API server: an HTTP/2 transport for ordinary
@@ -41,6 +45,7 @@ type upstream struct {
 	target   *url.URL
 	requests http.RoundTripper
 	upgrades http.RoundTripper
+	version  http.RoundTripper // for warm alone; nil in ModeNoAuth
 	close    func()
 }
 
@@ -76,6 +81,9 @@ func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
 			return nil, fmt.Errorf("credentials for the Kubernetes API server %s: %w", config.Host, err)
 		}
 		if mode == ModeAuth {
+			if leg.base == h2 {
+				u.version = rt
+			}
 			rt = &impersonationGuard{next: rt}
 		}
 		*leg.out = rt
@@ -124,6 +132,26 @@ func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	return u.requests.RoundTrip(r)
 }
 
+// warm opens the connection that requests share, unless it is open: it asks for the API
+// server's version, as the proxy itself, which is harmless. In ModeNoAuth there is nobody
+// to ask as, and the API server closes connections on which somebody without credentials
+// asked.
+func (u *upstream) warm(ctx context.Context) error {
+	if u.version == nil {
+		return nil
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.target.JoinPath("version").String(), nil)
+	if err != nil {
+		return err
+	}
+	res, err := u.version.RoundTrip(r)
+	if err != nil {
+		return fmt.Errorf("the API server at %s cannot be reached: %w", u.target, err)
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, maxVersion)) // or HTTP/1.1 would not keep the connection
+	return res.Body.Close()
+}
+
 // errNotImpersonated means that a request without the identity of its caller was
 // about to be sent with the proxy's credentials.
 var errNotImpersonated = errors.New("the request does not impersonate its caller")
@@ -131,7 +159,8 @@ var errNotImpersonated = errors.New("the request does not impersonate its caller
 // impersonationGuard is the last thing before the proxy's credentials. A request
 // passes only if its context carries a caller (see withCall) and its headers
 // impersonate exactly that caller and bring no other credentials. Nothing else in
-// this package can reach the credentials in auth mode.
+// this package can reach the credentials in auth mode, but warm, which makes its
+// request itself.
 type impersonationGuard struct{ next http.RoundTripper }
 
 // RoundTrip refuses with an error that wraps errNotImpersonated.

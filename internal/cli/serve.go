@@ -192,7 +192,10 @@ func (s *service) checks() []health.Check {
 			return nil
 		}},
 		health.Cached(health.Check{Name: "apiserver", Check: func(ctx context.Context) error {
-			return apiproxy.CheckReachable(ctx, s.mode, s.upstream)
+			if err := apiproxy.CheckReachable(ctx, s.mode, s.upstream); err != nil {
+				return err
+			}
+			return s.proxy.Warm(ctx)
 		}}, reachableLifetime))
 	if s.mode == apiproxy.ModeAuth {
 		checks = append(checks, health.Cached(health.Check{Name: "impersonator", Check: func(ctx context.Context) error {

@@ -36,7 +36,7 @@ type replicaGroup struct {
 	namespace  string
 	kubeconfig string // of the replicas' ServiceAccount
 	dir        string
-	args       []string
+	args, env  []string
 }
 
 // newGroup makes what replicas find when they start: the Service, and the objects
@@ -69,6 +69,17 @@ func newGroup(t *testing.T, tn *tailnet.Tailnet, replicas int, args ...string) *
 	g.kubeconfig, err = shared.cluster.KubeconfigFor(g.name, shared.cluster.TokenConfig(token))
 	noError(t, err)
 	return g
+}
+
+// throughServer makes the replicas reach the API server at another address.
+func (g *replicaGroup) throughServer(host string) {
+	g.t.Helper()
+	token, err := shared.cluster.ServiceAccountToken(within(g.t, patience), g.namespace, g.name)
+	noError(g.t, err)
+	config := shared.cluster.TokenConfig(token)
+	config.Host = host
+	g.kubeconfig, err = shared.cluster.KubeconfigFor(g.name, config)
+	noError(g.t, err)
 }
 
 // bind gives the group's ServiceAccount rules, and tokens of the impersonator.
@@ -137,7 +148,7 @@ func (g *replicaGroup) start(ordinal int) *proxy {
 			"--state-secret=" + name, "--auth-key-secret=" + name + "-config", "--tls-secret=" + g.name + "-tls", "--lease=" + g.name, "--impersonator=" + authProxy,
 			"--metrics-address=127.0.0.1:0", "--withdraw-delay=2s",
 		}, g.args...),
-		Env: append(environ(g.tailnet, g.dir), "POD_NAMESPACE="+g.namespace, "POD_UID=uid-of-"+name),
+		Env: append(append(environ(g.tailnet, g.dir), "POD_NAMESPACE="+g.namespace, "POD_UID=uid-of-"+name), g.env...),
 	})
 	noError(g.t, err)
 	p := &proxy{Process: process, tailnet: g.tailnet, host: name + "." + g.tailnet.Domain(), scheme: "https"}
