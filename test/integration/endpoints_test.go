@@ -14,6 +14,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"tailscale.com/ipn"
 
 	"github.com/tailhelm/tailhelm/test/tailnet"
 )
@@ -112,9 +113,9 @@ func TestStaticEndpoints(t *testing.T) {
 		// A device tries all addresses of a peer when it needs the peer for the first time.
 		c := g.caller(tailnet.Identity{Login: unique("user") + "@example.com"}, p)
 		eventually(t, fmt.Sprintf("a peer that hears of %s", address.address()), func() bool {
-			return slices.Contains(c.endpointsOf(p), address.address().String())
+			return slices.Contains(c.endpointsOf(p), address.address())
 		})
-		if address == second && slices.Contains(c.endpointsOf(p), first.address().String()) {
+		if address == second && slices.Contains(c.endpointsOf(p), first.address()) {
 			t.Error("the first address is not forgotten")
 		}
 		c.mustKubectl("version")
@@ -133,14 +134,22 @@ func (g *replicaGroup) publish(ordinal int, endpoint netip.AddrPort) {
 }
 
 // endpointsOf returns the addresses of p's device that the tailnet told the caller.
-func (c *caller) endpointsOf(p *proxy) []string {
+func (c *caller) endpointsOf(p *proxy) []netip.AddrPort {
 	c.t.Helper()
-	status, err := c.Local().Status(within(c.t, patience))
+	watcher, err := c.Local().WatchIPNBus(within(c.t, patience), ipn.NotifyInitialNetMap)
 	noError(c.t, err)
-	for _, peer := range status.Peer {
-		if strings.TrimSuffix(peer.DNSName, ".") == p.host {
-			return peer.Addrs
+	defer func() { _ = watcher.Close() }()
+	for {
+		note, err := watcher.Next()
+		noError(c.t, err)
+		if note.NetMap == nil {
+			continue
 		}
+		for _, peer := range note.NetMap.Peers {
+			if strings.TrimSuffix(peer.Name(), ".") == p.host {
+				return peer.Endpoints().AsSlice()
+			}
+		}
+		return nil
 	}
-	return nil
 }
