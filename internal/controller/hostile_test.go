@@ -249,6 +249,13 @@ func TestWhatReplicasSayIsBounded(t *testing.T) {
 	if !strings.Contains(ready, "0/1000 replicas are ready; replica 0: tailnet: ") || !strings.Contains(ready, "and 995 more replicas") {
 		t.Errorf("message %q", ready)
 	}
+	p.event(g, corev1.EventTypeWarning, "Noise", "Test", "%s", noise)
+	close(recorder.Events)
+	for e := range recorder.Events {
+		if len(e) > maxNote+len("Warning Noise ") || strings.ContainsAny(e, "\x1b\r\n\x00\u202e") {
+			t.Errorf("event of %d bytes: %q", len(e), e)
+		}
+	}
 	for _, d := range g.Status.Devices {
 		if d.Hostname != "kube" || len(d.TailnetIPs) != 1 {
 			t.Errorf("device %+v", d)

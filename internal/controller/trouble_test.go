@@ -36,6 +36,7 @@ var failures = map[string]failure{
 	"403 for keys":      {tailnet.PathKeys, tailnet.Fault{Status: http.StatusForbidden}, "Forbidden", "the write scope auth_keys"},
 	"429":               {tailnet.PathAPI, tailnet.Fault{Status: http.StatusTooManyRequests, RetryAfter: time.Second}, "RateLimited", "when the API allows"},
 	"500":               {tailnet.PathAPI, tailnet.Fault{Status: http.StatusInternalServerError}, "Unavailable", "until the API answers"},
+	"no answer":         {tailnet.PathAPI, tailnet.Fault{Delay: time.Hour}, "Unavailable", "did not answer within 30s"},
 	"tags not owned":    {tailnet.PathKeys, tailnet.Fault{Status: http.StatusBadRequest, Message: "requested tags [tag:k8s] are invalid or not permitted"}, "Refused", "tagOwners"},
 }
 
