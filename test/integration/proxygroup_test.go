@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	tailscale "tailscale.com/client/tailscale/v2"
@@ -60,7 +61,7 @@ func newStage(t *testing.T, values ...string) *stage {
 	s.admin = &tailscale.Client{BaseURL: base, Auth: &tailscale.OAuth{ClientID: id, ClientSecret: secret}}
 	s.node, err = tailhelm.StartNode(t.Context(), tailhelm.NodeOptions{
 		Name: "node", Config: s.cluster.Config(), Namespace: releaseSpace, Program: shared.program, Dir: t.TempDir(),
-		Env: s.tailnet.Environ(), Args: []string{"--metrics-address=127.0.0.1:0"}, // Pods share the machine's ports
+		Env: s.tailnet.Environ(),
 	})
 	noError(t, err)
 	t.Cleanup(func() {
@@ -211,9 +212,11 @@ func TestProxyGroup(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	manifest := s.block("yaml")
+	applied := time.Now()
 	s.kubectl(manifest, "apply", "--filename=-")
 	s.kubectl(strings.NewReplacer("my-cluster", "bare", "mode: auth", "mode: noauth", "replicas: 2", "replicas: 1").Replace(manifest), "apply", "--filename=-")
 	s.kubectl("", "wait", "proxygroup", "my-cluster", "--for=condition=ProxyGroupReady=true", "--timeout="+patience.String())
+	t.Logf("from kubectl apply to ready: %v", time.Since(applied).Round(100*time.Millisecond))
 	address := s.kubectl("", "get", "proxygroup", "my-cluster", "--output=jsonpath={.status.url}")
 	if want := "https://my-cluster." + s.tailnet.Domain(); address != want {
 		t.Fatalf("url %q, want %q", address, want)
@@ -248,6 +251,18 @@ func TestProxyGroup(t *testing.T) {
 	if want := "https://renamed." + s.tailnet.Domain(); renamed != want {
 		t.Fatalf("url %q, want %q", renamed, want)
 	}
+	c.at(renamed, "unused").waitWhoami(s.login, "platform")
+	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
+
+	// A device is removed in the admin console, which revokes its keys: the replica asks for
+	// an auth key, and is another device, under the old name.
+	removed := s.group("my-cluster").Status.Tailnet.Devices[0]
+	noError(t, s.admin.Devices().Delete(within(t, patience), removed))
+	eventually(t, "another device", func() bool {
+		devices := s.group("my-cluster").Status.Tailnet.Devices
+		return len(devices) == 1 && devices[0] != removed
+	})
+	s.waitReady("my-cluster", "1/1")
 	c.at(renamed, "unused").waitWhoami(s.login, "platform")
 	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
 

@@ -7,5 +7,6 @@
 // [Start] runs it with given arguments and environment. [PodOf] takes both from
 // the pod template of a Deployment, so that what the chart renders is what runs:
 // there is no kubelet, so the package does a kubelet's part for the few kinds of
-// variables and volumes that the chart uses, and errs on any other.
+// variables and volumes that the chart uses, and errs on any other. [StartNode] does
+// so for all Pods of a namespace that controllers make, for as long as they exist.
 package tailhelm

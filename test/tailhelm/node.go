@@ -42,9 +42,12 @@ type NodeOptions struct {
 	Program string
 	// Dir gets a folder for each Pod.
 	Dir string
-	// Env and Args come after those of each Pod.
-	Env, Args []string
+	// Env comes after that of each Pod.
+	Env []string
 }
+
+// metricsFlag is where a process serves health and metrics.
+const metricsFlag = "--metrics-address="
 
 // Node is a scheduler and a node for the Pods of one namespace. It runs their first
 // containers as processes of this machine, asks them whether they are ready, ends them
@@ -222,7 +225,12 @@ func (n *Node) start(ctx context.Context, object *corev1.Pod) error {
 	if err != nil {
 		return err
 	}
-	command.Env, command.Args = append(command.Env, n.options.Env...), append(command.Args, n.options.Args...)
+	command.Env = append(command.Env, n.options.Env...)
+	for i, arg := range command.Args {
+		if strings.HasPrefix(arg, metricsFlag) {
+			command.Args[i] = metricsFlag + "127.0.0.1:0" // Pods share the machine's ports
+		}
+	}
 	process, err := Start(context.WithoutCancel(ctx), command)
 	if err != nil {
 		return err

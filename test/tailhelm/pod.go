@@ -15,12 +15,16 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
+
+// serviceAccountPath is where a container finds its ServiceAccount's token.
+const serviceAccountPath = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // tokenSeconds is the lifetime of the ServiceAccount token that a pod gets here:
 // nothing refreshes it.
@@ -31,6 +35,8 @@ type pod struct {
 	client    kubernetes.Interface
 	namespace string
 	name      string
+	uid       types.UID
+	labels    map[string]string
 	spec      corev1.PodSpec
 	dir       string
 	mounts    map[string]string // mount path -> folder on this machine
@@ -54,25 +60,36 @@ func PodOf(ctx context.Context, config *rest.Config, namespace, deployment, prog
 	if err != nil {
 		return Command{}, err
 	}
-	p := &pod{client: client, namespace: namespace, name: deployment + "-0", spec: d.Spec.Template.Spec, dir: dir, mounts: map[string]string{}}
+	p := &pod{client: client, namespace: namespace, name: deployment + "-0", uid: uuid.NewUUID(), spec: d.Spec.Template.Spec, dir: dir, mounts: map[string]string{}}
+	command, err := p.command(ctx, config, program)
+	if err != nil {
+		return Command{}, fmt.Errorf("pod of Deployment %s: %w", deployment, err)
+	}
+	return command, nil
+}
+
+// command returns what the first container runs.
+func (p *pod) command(ctx context.Context, config *rest.Config, program string) (Command, error) {
 	container := p.spec.Containers[0]
 	if err := p.mount(ctx, container.VolumeMounts); err != nil {
-		return Command{}, fmt.Errorf("volumes of Deployment %s: %w", deployment, err)
+		return Command{}, fmt.Errorf("volumes: %w", err)
 	}
-	command := Command{Path: program, Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}}
-	for _, arg := range container.Args {
-		command.Args = append(command.Args, p.local(arg))
-	}
+	command := Command{Path: program, Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.dir}}
+	var references []string // as arguments refer to variables, and what they mean
 	for _, variable := range container.Env {
 		value, err := p.value(ctx, variable)
 		if err != nil {
-			return Command{}, fmt.Errorf("environment of Deployment %s: %w", deployment, err)
+			return Command{}, fmt.Errorf("environment: %w", err)
 		}
 		command.Env = append(command.Env, variable.Name+"="+p.local(value))
+		references = append(references, "$("+variable.Name+")", value)
+	}
+	for _, arg := range container.Args {
+		command.Args = append(command.Args, p.local(strings.NewReplacer(references...).Replace(arg)))
 	}
 	access, err := p.access(ctx, config)
 	if err != nil {
-		return Command{}, fmt.Errorf("access to the API server for Deployment %s: %w", deployment, err)
+		return Command{}, fmt.Errorf("access to the API server: %w", err)
 	}
 	command.Env = append(command.Env, access...)
 	return command, nil
@@ -116,9 +133,12 @@ func (p *pod) field(path string) (string, error) {
 	case "metadata.name":
 		return p.name, nil
 	case "metadata.uid":
-		return string(uuid.NewUUID()), nil
+		return string(p.uid), nil
 	case "spec.serviceAccountName":
 		return p.spec.ServiceAccountName, nil
+	}
+	if label, ok := strings.CutPrefix(path, "metadata.labels['"); ok {
+		return p.labels[strings.TrimSuffix(label, "']")], nil
 	}
 	return "", fmt.Errorf("the field %s is not supported here", path)
 }
@@ -130,6 +150,9 @@ func (p *pod) mount(ctx context.Context, mounts []corev1.VolumeMount) error {
 		volumes[v.Name] = v
 	}
 	for _, m := range mounts {
+		if m.MountPath == serviceAccountPath {
+			continue // see access
+		}
 		folder := filepath.Join(p.dir, "volumes", m.Name)
 		if err := os.MkdirAll(folder, 0o700); err != nil {
 			return err

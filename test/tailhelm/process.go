@@ -197,6 +197,9 @@ func (p *Process) WaitReadyz(ctx context.Context, accept func(code int, body str
 	}
 }
 
+// PID is the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Signal sends a signal to the process.
 func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
