@@ -240,15 +240,26 @@ func TestWhatReplicasSayIsBounded(t *testing.T) {
 	if err := p.writeStatus(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range g.Status.Conditions {
-		if len(c.Message) > maxMessage || strings.ContainsAny(c.Message, "\x1b\r\n\x00\u202e") || !utf8.ValidString(c.Message) {
-			t.Errorf("%s: %d bytes: %q", c.Type, len(c.Message), c.Message)
+	ready := condition(g, v1alpha1.ProxyGroupReady).Message
+	check := func() {
+		t.Helper()
+		for _, c := range g.Status.Conditions {
+			if len(c.Message) > maxMessage || strings.ContainsAny(c.Message, "\x1b\r\n\x00\u202e") || !utf8.ValidString(c.Message) {
+				t.Errorf("%s: %d bytes: %q", c.Type, len(c.Message), c.Message)
+			}
 		}
 	}
-	ready := condition(g, v1alpha1.ProxyGroupReady).Message
+	check()
 	if !strings.Contains(ready, "0/1000 replicas are ready; replica 0: tailnet: ") || !strings.Contains(ready, "and 995 more replicas") {
 		t.Errorf("message %q", ready)
 	}
+	// What others say: whose a Service is, for example.
+	p.invalid = strings.Repeat(noise, 100)
+	p.setConditions(nil)
+	if err := p.writeStatus(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check()
 	p.event(g, corev1.EventTypeWarning, "Noise", "Test", "%s", noise)
 	close(recorder.Events)
 	for e := range recorder.Events {
