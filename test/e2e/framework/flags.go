@@ -17,5 +17,6 @@ var (
 	nodeImage   = flag.String("node-image", "", "node image of kind; kind's published one if empty")
 	image       = flag.String("image", "../../.bin/e2e-images/tailhelm-"+runtime.GOARCH+".tar", "archive of the image of tailhelm")
 	patience    = flag.Duration("patience", 5*time.Minute, "how long to wait for anything; only a test that fails waits so long")
+	copySize    = flag.Int64("copy-size", 100<<20, "how many bytes kubectl cp moves in each direction")
 	artifacts   = flag.String("artifacts", "../../.bin/e2e", "folder for what failed tests leave behind")
 )

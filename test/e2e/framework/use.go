@@ -19,9 +19,6 @@ import (
 	"testing"
 )
 
-// copySize is how many bytes kubectl cp moves in each direction.
-const copySize = 100 << 20
-
 // copyAttempts is how often a copy from a pod may be tried over SPDY.
 const copyAttempts = 5
 
@@ -171,7 +168,7 @@ func newPayload(path string) (payload, error) {
 		return payload{}, err
 	}
 	h := sha256.New()
-	_, err = io.CopyN(io.MultiWriter(f, h), rand.Reader, copySize)
+	_, err = io.CopyN(io.MultiWriter(f, h), rand.Reader, *copySize)
 	return payload{path: path, checksum: hex.EncodeToString(h.Sum(nil))}, errors.Join(err, f.Close())
 }
 
