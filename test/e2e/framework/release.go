@@ -200,20 +200,33 @@ func (r *Release) Uninstall(t *testing.T) {
 }
 
 // cleanup takes down what the test left, with artifacts if it failed, and checks that the
-// namespace goes away.
+// namespace goes away. The test's own context has ended by then.
 func (r *Release) cleanup(t *testing.T) {
 	t.Helper()
-	// The test's own context has ended.
-	ctx, cancel := context.WithTimeout(context.Background(), *patience)
-	defer cancel()
 	if t.Failed() {
+		ctx, cancel := context.WithTimeout(context.Background(), *patience)
+		defer cancel()
 		r.WriteArtifacts(ctx, t)
 	}
 	if r.installed {
+		ctx, cancel := context.WithTimeout(context.Background(), *patience)
+		defer cancel()
 		if err := helm.DeleteContextE(t, ctx, r.options(t, *patience), r.Name, true); err != nil && !strings.Contains(err.Error(), "not found") {
 			t.Errorf("helm uninstall: %v", err)
 		}
 	}
+	r.deleteNamespace(t)
+	for _, device := range r.Devices() {
+		if err := r.suite.Tailnet.Remove(device.Name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (r *Release) deleteNamespace(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), *patience)
+	defer cancel()
 	namespaces := r.suite.Kube.CoreV1().Namespaces()
 	if err := namespaces.Delete(ctx, r.Namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		t.Errorf("delete namespace %s: %v", r.Namespace, err)
@@ -225,11 +238,6 @@ func (r *Release) cleanup(t *testing.T) {
 	})
 	if err != nil {
 		t.Errorf("namespace %s hangs: %v", r.Namespace, err)
-	}
-	for _, device := range r.Devices() {
-		if err := r.suite.Tailnet.Remove(device.Name); err != nil {
-			t.Error(err)
-		}
 	}
 }
 

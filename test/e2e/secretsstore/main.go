@@ -120,7 +120,8 @@ func (d *driver) NodePublishVolume(_ context.Context, r *csi.NodePublishVolumeRe
 	if class == "" || strings.Contains(class, "/") {
 		return nil, status.Errorf(codes.InvalidArgument, "secretProviderClass %q: want the name of a folder", class)
 	}
-	files, err := filepath.Glob(filepath.Join(d.folder, class, "*"))
+	// Without the kubelet's own, such as ..data.
+	files, err := filepath.Glob(filepath.Join(d.folder, class, "[^.]*"))
 	if err != nil || len(files) == 0 {
 		return nil, status.Errorf(codes.NotFound, "secretProviderClass %q has no files: %v", class, err)
 	}
