@@ -6,6 +6,7 @@ package integration_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -13,7 +14,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +26,7 @@ import (
 	"tailscale.com/tailcfg"
 
 	"github.com/tailhelm/tailhelm/test/kubernetes"
+	"github.com/tailhelm/tailhelm/test/tailhelm"
 	"github.com/tailhelm/tailhelm/test/tailnet"
 )
 
@@ -354,4 +358,72 @@ func TestUnrecorded(t *testing.T) {
 	if e.Recording != "none" {
 		t.Errorf("the session was %+v", e)
 	}
+}
+
+// TestRecorder: the program's own recorder takes a session, lists and plays it; when its
+// disk is full, who must be recorded gets no session.
+func TestRecorder(t *testing.T) {
+	t.Parallel()
+	for name, free := range map[string]string{"room": "0", "no room": "8E"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, host := t.TempDir(), unique("recorder")
+			recordings := filepath.Join(dir, "recordings")
+			noError(t, os.Mkdir(recordings, 0o700))
+			keyFile := filepath.Join(dir, "authkey")
+			noError(t, os.WriteFile(keyFile, []byte(shared.tailnet.AuthKey(tailnet.Identity{Tags: []string{recorderTag}})), 0o600))
+			r := &proxy{tailnet: shared.tailnet, host: host + "." + shared.tailnet.Domain()}
+			r.Process = must[*tailhelm.Process](t)(tailhelm.Start(context.WithoutCancel(t.Context()), tailhelm.Command{
+				Path: shared.program, Env: environ(shared.tailnet, dir), Args: []string{
+					"recorder", "--dir", recordings, "--hostname", host, "--login-server", shared.tailnet.URL(), "--from", proxyTag, "--min-free", free,
+					"--auth-key-file", keyFile, "--state-dir", filepath.Join(dir, "state"), "--metrics-address", "127.0.0.1:0",
+				},
+			}))
+			t.Cleanup(func() { noError(t, r.stop(context.Background())) })
+			if free != "0" {
+				r.readyz(t, "[+]tailnet ok", "[+]listening ok", "[-]disk failed: the disk of the recorder is full")
+			} else {
+				noError(t, r.WaitReady(within(t, patience)))
+			}
+			c, ns, pod := recorded(t, true, netip.AddrPortFrom(addressOf(t, host), 80))
+			if free != "0" {
+				_, stderr, err := c.kubectl("exec", "-n", ns, pod, "--", "echo", "hello")
+				if err == nil || !strings.Contains(stderr, "no recorder takes it") {
+					t.Errorf("without room: %v\n%s", err, stderr)
+				}
+				return
+			}
+			if out := c.mustKubectl("exec", "-n", ns, pod, "--", "echo", "hello"); out != "hello\n" {
+				t.Errorf("the session says %q", out)
+			}
+			r.waitMetric(t, 1, "tailhelm_recorder_recordings_total", "result=complete")
+			list := r.recorderCommand(t, "list", "--dir", recordings)
+			file := regexp.MustCompile(`true\s+(\S+\.cast)\n`).FindStringSubmatch(list)
+			if file == nil || !strings.Contains(list, c.user) || !strings.Contains(list, ns+"/"+pod) || !strings.Contains(list, `"echo hello"`) {
+				t.Fatalf("listed:\n%s", list)
+			}
+			if played := r.recorderCommand(t, "play", "--speed=0", filepath.Join(recordings, file[1])); played != "hello\n" {
+				t.Errorf("played: %q", played)
+			}
+		})
+	}
+}
+
+// recorderCommand runs a command of the recorder and returns its output.
+func (p *proxy) recorderCommand(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(within(t, patience), shared.program, append([]string{"recorder"}, args...)...)
+	return string(must[[]byte](t)(cmd.Output()))
+}
+
+// addressOf is the address of a device that is not of this process.
+func addressOf(t *testing.T, host string) netip.Addr {
+	t.Helper()
+	for _, d := range shared.tailnet.Devices() {
+		if d.Name == host {
+			return d.Addrs[0]
+		}
+	}
+	t.Fatalf("no device %s", host)
+	return netip.Addr{}
 }
