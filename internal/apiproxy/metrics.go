@@ -20,6 +20,7 @@ type Metrics struct {
 	refusals       *prometheus.CounterVec
 	impersonations *prometheus.CounterVec
 	recordings     *prometheus.CounterVec
+	events         *prometheus.CounterVec
 	connections    prometheus.Gauge
 	turnedAway     prometheus.Counter
 }
@@ -54,6 +55,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Namespace: namespace, Subsystem: subsystem, Name: "recordings_total",
 			Help: "Sessions (exec, attach) of callers with recorders, by what became of the recording: complete, incomplete (the recorder was lost), none (no recorder was reached, and none had to be).",
 		}, []string{"result"}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "events_total",
+			Help: "Requests of callers whose grants ask for events, by what became of the event: sent, lost (no recorder took it).",
+		}, []string{"result"}),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "connections",
 			Help: "Open connections from the tailnet.",
@@ -66,10 +71,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	for _, kind := range []Kind{KindREST, KindWatch, KindStream} {
 		m.inFlight.WithLabelValues(string(kind)) // so that they exist at 0
 	}
+	for _, result := range []string{eventSent, eventLost} {
+		m.events.WithLabelValues(result)
+	}
 	for _, result := range []string{recordedWhole, recordedPartly, recordedNot} {
 		m.recordings.WithLabelValues(result)
 	}
-	r.MustRegister(m.requests, m.latency, m.inFlight, m.refusals, m.impersonations, m.recordings, m.connections, m.turnedAway)
+	r.MustRegister(m.requests, m.latency, m.inFlight, m.refusals, m.impersonations, m.recordings, m.events, m.connections, m.turnedAway)
 	return m
 }
 

@@ -132,6 +132,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.config.Metrics.begin(c)
 	defer p.config.Metrics.end(c)
 	defer p.finishRecording(c)
+	if f := p.recordEvent(ctx, c, r); f != nil {
+		p.refuse(seen, r, c, f)
+		return
+	}
 	if f := p.startRecording(ctx, c, r); f != nil {
 		p.refuse(seen, r, c, f)
 		return

@@ -27,6 +27,12 @@ const (
 	recordedNot = "none"
 )
 
+// What became of the event of a request.
+const (
+	eventSent = "sent"
+	eventLost = "lost"
+)
+
 // sessionRecording is the recording of a call.
 type sessionRecording struct {
 	// to is nil when no recorder was reached.
@@ -48,6 +54,9 @@ func (c *call) isSession() bool {
 func checkRecording(c *call, r *http.Request) *refusal {
 	if !c.caller.MustRecord && len(c.caller.Recorders) == 0 {
 		return nil
+	}
+	if c.caller.MustRecord && c.caller.Events && len(c.caller.Recorders) == 0 {
+		return refuseForbidden(reasonNoRecorder, "The tailnet policy demands that this request is recorded (enforceRecorder, enableEvents), and there is no recorder with the tag that it names. Ask an administrator of the tailnet.", nil)
 	}
 	if c.caller.MustRecord && c.info.IsResourceRequest && c.info.Resource == "nodes" && c.info.Subresource == "proxy" {
 		return refuseForbidden(reasonUnrecordable, "The tailnet policy demands that your sessions are recorded (enforceRecorder), and what goes to a node itself (nodes/proxy) cannot be recorded. Use kubectl exec, attach and logs.", nil)
@@ -79,6 +88,68 @@ func refuseUnrecordable(cause error) *refusal {
 	}
 }
 
+// recordEvent sends a recorder the event of a request whose caller's grants ask for
+// that: before it is forwarded if it must be recorded, beside it otherwise.
+func (p *Proxy) recordEvent(ctx context.Context, c *call, r *http.Request) *refusal {
+	if !c.caller.Events || len(c.caller.Recorders) == 0 {
+		return nil
+	}
+	e := p.eventOf(c, r)
+	if !c.caller.MustRecord {
+		p.recorders.OfferEvent(c.caller.Recorders, e, func(err error) { p.countEvent(context.WithoutCancel(ctx), c, err) })
+		return nil
+	}
+	err := p.recorders.SendEvent(ctx, c.caller.Recorders, e, true)
+	p.countEvent(ctx, c, err)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return refuseEnded(ctx)
+	}
+	return refuseUnavailable(reasonRecorder, fmt.Sprintf("The tailnet policy demands that this request is recorded (enforceRecorder, enableEvents), and no recorder takes it (tried %s). Try again; if it lasts, ask an administrator of the tailnet to look after the recorders.", recording.List(c.caller.Recorders)), err)
+}
+
+// countEvent counts an event, and logs what became of it if it was lost.
+func (p *Proxy) countEvent(ctx context.Context, c *call, err error) {
+	if err == nil {
+		p.config.Metrics.events.WithLabelValues(eventSent).Inc()
+		return
+	}
+	p.config.Metrics.events.WithLabelValues(eventLost).Inc()
+	p.config.Log.DebugContext(ctx, "an event is lost", "user", c.caller.User, "error", err)
+}
+
+// eventOf describes r without its body, which may hold secrets.
+func (p *Proxy) eventOf(c *call, r *http.Request) sessionrecording.Event {
+	e := sessionrecording.Event{
+		Type: sessionrecording.KubernetesAPIEventType, Timestamp: c.start.Unix(), UserAgent: r.UserAgent(),
+		Request: sessionrecording.Request{Method: r.Method, Path: r.URL.RequestURI(), QueryParameters: r.URL.Query()},
+		Kubernetes: sessionrecording.KubernetesRequestInfo{
+			IsResourceRequest: c.info.IsResourceRequest, Path: c.info.Path, Verb: c.info.Verb, APIPrefix: c.info.APIPrefix, APIGroup: c.info.APIGroup,
+			APIVersion: c.info.APIVersion, Namespace: c.info.Namespace, Resource: c.info.Resource, Subresource: c.info.Subresource, Name: c.info.Name,
+			Parts: c.info.Parts, FieldSelector: c.info.FieldSelector, LabelSelector: c.info.LabelSelector,
+		},
+		Source:      sessionrecording.Source{Node: c.caller.Node, NodeID: c.caller.NodeID},
+		Destination: sessionrecording.Destination{Node: p.config.Name()},
+	}
+	if c.caller.Tagged {
+		e.Source.NodeTags = c.caller.Tags
+	} else {
+		e.Source.NodeUser, e.Source.NodeUserID = c.caller.User, c.caller.UserID
+	}
+	return e
+}
+
+// refuseEnded tells why a call was ended before it was forwarded.
+func refuseEnded(ctx context.Context) *refusal {
+	var f *refusal
+	if errors.As(context.Cause(ctx), &f) {
+		return f
+	}
+	return refuseUnavailable(reasonDraining, "The request was ended before it was forwarded. Try again.", context.Cause(ctx))
+}
+
 // startRecording connects a recorder to a session that is to be recorded, before
 // anything of it is forwarded.
 func (p *Proxy) startRecording(ctx context.Context, c *call, r *http.Request) *refusal {
@@ -91,11 +162,7 @@ func (p *Proxy) startRecording(ctx context.Context, c *call, r *http.Request) *r
 	case err == nil:
 		c.recording.to = to
 	case ctx.Err() != nil: // ended from outside, or the client has gone
-		var f *refusal
-		if errors.As(context.Cause(ctx), &f) {
-			return f
-		}
-		return refuseUnavailable(reasonDraining, "The session was ended before it began. Try again.", context.Cause(ctx))
+		return refuseEnded(ctx)
 	case c.caller.MustRecord:
 		return refuseUnavailable(reasonRecorder, fmt.Sprintf("The tailnet policy demands that this session is recorded (enforceRecorder), and no recorder takes it (tried %s). Try again; if it lasts, ask an administrator of the tailnet to look after the recorders.", recording.List(c.caller.Recorders)), err)
 	default:

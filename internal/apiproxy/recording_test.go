@@ -30,15 +30,27 @@ const (
 // recorder stands in for a recorder on the tailnet.
 type recorder struct {
 	*httptest.Server
-	addr netip.AddrPort
-	mu   sync.Mutex
-	cast bytes.Buffer
+	addr   netip.AddrPort
+	mu     sync.Mutex
+	cast   bytes.Buffer
+	events []sessionrecording.Event
 }
 
-func newRecorder(t *testing.T) *recorder {
+func newRecorder(t *testing.T, knowsEvents bool) *recorder {
 	t.Helper()
 	s := &recorder{}
 	mux := http.NewServeMux()
+	if knowsEvents {
+		mux.HandleFunc("POST /v2/event", func(_ http.ResponseWriter, r *http.Request) {
+			var e sessionrecording.Event
+			if err := json.NewDecoder(r.Body).Decode(&e); err != nil {
+				panic(err)
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.events = append(s.events, e)
+		})
+	}
 	mux.HandleFunc("HEAD /v2/record", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("POST /v2/record", func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()
@@ -47,6 +59,7 @@ func newRecorder(t *testing.T) *recorder {
 	})
 	s.Server = httptest.NewUnstartedServer(mux)
 	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetHTTP1(true)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.Start()
 	t.Cleanup(func() {
@@ -61,6 +74,13 @@ func (s *recorder) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cast.Write(p)
+}
+
+// eventCount is how many events the recorder has.
+func (s *recorder) eventCount() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.events)
 }
 
 func (s *recorder) text() string {
@@ -114,7 +134,7 @@ func TestRecordingDecisions(t *testing.T) {
 	} {
 		for _, mode := range []Mode{ModeAuth, ModeNoAuth} {
 			t.Run(fmt.Sprintf("recorders %v, enforced %v, reachable %v, %s", tc.recorders, tc.enforced, tc.reachable, mode), func(t *testing.T) {
-				api, s := newAPIServer(t, speak), newRecorder(t)
+				api, s := newAPIServer(t, speak), newRecorder(t, false)
 				r := start(t, api, options{mode: mode})
 				var recorders []netip.AddrPort
 				if tc.recorders {
@@ -203,7 +223,7 @@ func TestNoWayAroundTheRecorder(t *testing.T) {
 		t.Run(fmt.Sprintf("enforced: %v", enforced), func(t *testing.T) {
 			api := newAPIServer(t, speak)
 			r := start(t, api, options{})
-			r.grant(enforced, newRecorder(t).addr)
+			r.grant(enforced, newRecorder(t, false).addr)
 			upgrade := func(values ...string) http.Header {
 				return http.Header{"Connection": {"Upgrade"}, "Upgrade": {values[0]}, "Sec-Websocket-Protocol": values[1:]}
 			}
@@ -239,7 +259,7 @@ func TestNoWayAroundTheRecorder(t *testing.T) {
 // What leads to sessions without a recorder is refused to those who must be recorded.
 func TestEnforceRecorder(t *testing.T) {
 	r := start(t, newAPIServer(t, nil), options{})
-	r.grant(true, newRecorder(t).addr)
+	r.grant(true, newRecorder(t, false).addr)
 	for path, want := range map[string]int{
 		podPath + "/exec?command=sh": http.StatusBadRequest, podPath + "/attach": http.StatusBadRequest, podPath + "/exec/": http.StatusBadRequest,
 		"/api/v1/nodes/n/proxy/exec/a/b/c": http.StatusForbidden, podPath: http.StatusOK, podPath + "/log": http.StatusOK,
@@ -263,7 +283,7 @@ func TestRecorderLost(t *testing.T) {
 				defer close(ended)
 				speak(w, r)
 			})
-			s := newRecorder(t)
+			s := newRecorder(t, false)
 			r := start(t, api, options{})
 			r.grant(enforced, s.addr)
 			session := r.stream(t, alice.Addr, http.MethodGet, "websocket", "Sec-WebSocket-Protocol: v5.channel.k8s.io")
@@ -296,7 +316,7 @@ func TestRecorderLost(t *testing.T) {
 // A session that the API server refuses leaves no recording.
 func TestRefusedSessionIsNotRecorded(t *testing.T) {
 	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) })
-	s := newRecorder(t)
+	s := newRecorder(t, false)
 	r := start(t, api, options{})
 	r.grant(true, s.addr)
 	if _, status := r.upgrade(t, alice.Addr, http.MethodPost, "SPDY/3.1"); status != http.StatusForbidden {
@@ -310,5 +330,84 @@ func TestRefusedSessionIsNotRecorded(t *testing.T) {
 		if metric(t, r.metrics, recordings, "result", result) != 0 {
 			t.Errorf("a recording is counted as %s", result)
 		}
+	}
+}
+
+// The decision whether a request of a caller with events is forwarded.
+func TestEventDecisions(t *testing.T) {
+	for _, tc := range []struct {
+		recorders, enforced, reachable, known bool
+		status                                int
+		label                                 string
+		sent, lost                            float64
+	}{
+		{false, false, false, false, 200, "", 0, 0},
+		{false, true, false, false, 403, reasonNoRecorder, 0, 0},
+		{true, false, true, true, 200, "", 1, 0},
+		{true, false, true, false, 200, "", 0, 1},
+		{true, false, false, false, 200, "", 0, 1},
+		{true, true, true, true, 200, "", 1, 0},
+		{true, true, true, false, 503, reasonRecorder, 0, 1},
+		{true, true, false, false, 503, reasonRecorder, 0, 1},
+	} {
+		t.Run(fmt.Sprintf("recorders %v, enforced %v, reachable %v, events known %v", tc.recorders, tc.enforced, tc.reachable, tc.known), func(t *testing.T) {
+			s := newRecorder(t, tc.known)
+			r := start(t, newAPIServer(t, nil), options{})
+			var recorders []netip.AddrPort
+			if tc.recorders {
+				recorders = []netip.AddrPort{netip.MustParseAddrPort(deadAddr)}
+			}
+			if tc.reachable {
+				recorders = append(recorders, s.addr)
+			}
+			r.grant(tc.enforced, recorders...)
+			r.peers.change(func(ids map[netip.Addr]identity.Identity, _ map[netip.Addr]error) {
+				id := ids[alice.Addr]
+				id.Events = true
+				ids[alice.Addr] = id
+			})
+			req := r.request(t, http.MethodPost, "/api/v1/namespaces/ns/secrets?dryRun=All", strings.NewReader(`{"data":"secret"}`), http.Header{"User-Agent": {"kubectl"}})
+			res, body := r.do(t, alice.Addr, true, req)
+			if res.StatusCode != tc.status {
+				t.Errorf("status %d, want %d: %s", res.StatusCode, tc.status, body)
+			}
+			if reached := len(r.api.all()) == 1; reached != (tc.status == 200) {
+				t.Errorf("it reached the API server: %v", reached)
+			}
+			if line := r.logs.lines(t, "request", 1)[0]; tc.label != "" && line["refused"] != tc.label {
+				t.Errorf("logged %v, want %s", line, tc.label)
+			}
+			const events = "tailhelm_apiproxy_events_total"
+			eventually(t, "the event is counted", func() bool {
+				return metric(t, r.metrics, events, "result", eventSent) == tc.sent && metric(t, r.metrics, events, "result", eventLost) == tc.lost
+			})
+			if s.eventCount() != int(tc.sent) {
+				t.Errorf("the recorder has %d events", s.eventCount())
+			}
+			if tc.sent == 1 {
+				checkEvent(t, s.events[0])
+			}
+			// Whoever asks for no events costs none.
+			if res, _ := r.get(t, bob.Addr, podPath, nil); res.StatusCode != http.StatusOK || s.eventCount() != int(tc.sent) {
+				t.Errorf("somebody else: %d, %d events", res.StatusCode, s.eventCount())
+			}
+		})
+	}
+}
+
+// checkEvent checks the event of a Secret that alice makes.
+func checkEvent(t *testing.T, e sessionrecording.Event) {
+	t.Helper()
+	if e.Type != sessionrecording.KubernetesAPIEventType || e.Timestamp == 0 || e.UserAgent != "kubectl" {
+		t.Errorf("event %+v", e)
+	}
+	if e.Request.Method != http.MethodPost || e.Request.Path != "/api/v1/namespaces/ns/secrets?dryRun=All" || e.Request.QueryParameters.Get("dryRun") != "All" || e.Request.Body != nil {
+		t.Errorf("request %+v", e.Request)
+	}
+	if k := e.Kubernetes; k.Verb != "create" || k.Resource != "secrets" || k.Namespace != "ns" || !k.IsResourceRequest {
+		t.Errorf("Kubernetes' view %+v", k)
+	}
+	if e.Source.Node != alice.Node || e.Source.NodeUser != alice.User || e.Source.NodeUserID != 7 || e.Source.NodeID != alice.NodeID || e.Destination.Node != deviceName {
+		t.Errorf("source %+v, destination %+v", e.Source, e.Destination)
 	}
 }

@@ -41,6 +41,8 @@ type Identity struct {
 	// Recorders are where the caller's sessions are recorded, in the order of the grants
 	// and without duplicates; empty: nowhere.
 	Recorders []netip.AddrPort
+	// Events means that a grant asks for an event per request (enableEvents).
+	Events bool
 	// Node is the name of the caller's device: its FQDN without the trailing dot.
 	Node string
 	// NodeID is the stable ID of the caller's device.
@@ -84,6 +86,7 @@ func FromWhoIs(addr netip.Addr, who *apitype.WhoIsResponse) (Identity, error) {
 	}
 	id.MustRecord = slices.ContainsFunc(grants, func(g Grant) bool { return g.EnforceRecorder })
 	id.Recorders = recordersOf(grants)
+	id.Events = slices.ContainsFunc(grants, func(g Grant) bool { return g.EnableEvents })
 	if id.Groups = groupsOf(grants); len(id.Groups) > 0 || !id.Tagged {
 		return id, nil
 	}

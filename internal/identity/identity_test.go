@@ -47,6 +47,8 @@ func TestFromWhoIs(t *testing.T) {
 	enforced.MustRecord = true
 	several := user
 	several.Recorders = []netip.AddrPort{netip.MustParseAddrPort("100.64.0.9:80"), netip.MustParseAddrPort("[fd7a::9]:80"), netip.MustParseAddrPort("100.64.0.8:80")}
+	events := user
+	events.Events = true
 	tagged := Identity{User: "ci.tail1234.ts.net", Node: "ci.tail1234.ts.net", NodeID: "n2", Tagged: true, Addr: testAddr}
 	with := func(id Identity, groups ...string) Identity {
 		id.Groups = groups
@@ -79,6 +81,9 @@ func TestFromWhoIs(t *testing.T) {
 		},
 		"one grant of many demands recording": {
 			userDevice("alice@example.com", grants(`{"enforceRecorder":false}`, `{"enforceRecorder":true}`, `{"impersonate":{}}`)), enforced,
+		},
+		"one grant of many asks for events": {
+			userDevice("alice@example.com", grants(`{"enableEvents":true}`, `{"enableEvents":false}`)), events,
 		},
 		"recorders of several grants, in the order of the policy, each once": {
 			userDevice("alice@example.com", grants(`{"recorderAddrs":["100.64.0.9:80","[fd7a::9]:80"]}`, `{}`, `{"recorderAddrs":["100.64.0.8:80","100.64.0.9:80"]}`)), several,

@@ -4,6 +4,7 @@
 package recorder
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,8 @@ const (
 	ackInterval = 10 * time.Second
 	// bufferSize is how much of a recording is read at a time.
 	bufferSize = 64 << 10
+	// maxEvent bounds an event. Other proxies put the bodies of requests into theirs.
+	maxEvent = 4 << 20
 )
 
 // Peers knows who is at the addresses of the tailnet.
@@ -94,6 +97,8 @@ func NewHandler(config HandlerConfig) *Handler {
 	h.mux.HandleFunc("HEAD /v2/record", func(http.ResponseWriter, *http.Request) {})
 	h.mux.HandleFunc("POST /v2/record", h.record)
 	h.mux.HandleFunc("POST /record", h.record)
+	h.mux.HandleFunc("HEAD /v2/event", func(http.ResponseWriter, *http.Request) {})
+	h.mux.HandleFunc("POST /v2/event", h.event)
 	return h
 }
 
@@ -188,6 +193,29 @@ func (h *Handler) record(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		http.Error(w, err.Error(), statusOf(err))
 	}
+}
+
+// event keeps an event, and answers when it is on the disk.
+func (h *Handler) event(w http.ResponseWriter, r *http.Request) {
+	sender, _ := r.Context().Value(senderKey{}).(string)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEvent))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		h.refuse(w, r, sender, http.StatusRequestEntityTooLarge, fmt.Errorf("an event has %d bytes at most", maxEvent))
+		return
+	}
+	if err != nil {
+		return // the sender has gone
+	}
+	var line bytes.Buffer
+	if err := json.Compact(&line, body); err != nil || line.Len() == 0 || line.Bytes()[0] != '{' {
+		h.refuse(w, r, sender, http.StatusBadRequest, errors.New("an event is a JSON object"))
+		return
+	}
+	if err := h.config.Store.appendEvent(sender, append(line.Bytes(), '\n')); err != nil {
+		h.refuse(w, r, sender, statusOf(err), err)
+		return
+	}
+	h.bytes.Add(float64(line.Len() + 1))
 }
 
 // statusOf returns the status with which the older version of the protocol tells why a

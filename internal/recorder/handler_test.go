@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -356,6 +357,42 @@ func TestRecordingsThatEnd(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Events are kept a line each, and what is none is refused.
+func TestEvents(t *testing.T) {
+	r := start(t, Limits{}, peers{Identity: proxyDevice})
+	for body, want := range map[string]int{
+		"{\"type\":\"a\",\n \"id\":\"\"}": http.StatusOK, `{"type":"b"}`: http.StatusOK, "": http.StatusBadRequest, "x": http.StatusBadRequest, "[]": http.StatusBadRequest,
+		"{}{}": http.StatusBadRequest, `{"x":"` + strings.Repeat("x", maxEvent) + `"}`: http.StatusRequestEntityTooLarge,
+	} {
+		if res := r.request(t, false, http.MethodPost, "/v2/event", strings.NewReader(body)); res.StatusCode != want {
+			t.Errorf("%.30q: %s, want %d", body, res.Status, want)
+		}
+	}
+	files, err := r.store.files()
+	if err != nil || len(files) != 1 || !strings.HasSuffix(files[0].path, events) {
+		t.Fatalf("files %+v, %v", files, err)
+	}
+	text, err := os.ReadFile(files[0].path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(text), "\n")
+	slices.Sort(lines)
+	if want := []string{"", `{"type":"a","id":""}`, `{"type":"b"}`}; !slices.Equal(lines, want) {
+		t.Errorf("kept: %q", lines)
+	}
+	if _, used := r.store.usage(); used != int64(len(text)) {
+		t.Errorf("%d bytes are used, want %d", used, len(text))
+	}
+	if recordings := r.files(t); len(recordings) > 0 {
+		t.Errorf("listed as recordings: %v", recordings)
+	}
+	r.store.free = func(string) (int64, error) { return 0, nil }
+	if res := r.request(t, false, http.MethodPost, "/v2/event", strings.NewReader("{}")); res.StatusCode != http.StatusInsufficientStorage {
+		t.Errorf("a full disk: %s", res.Status)
 	}
 }
 

@@ -50,7 +50,7 @@ var (
 type Limits struct {
 	// Age is how old a recording gets.
 	Age time.Duration
-	// Total is how many bytes all recordings may have. The oldest go first.
+	// Total is how many bytes all recordings and events may have. The oldest go first.
 	Total int64
 	// Recording is how many bytes one recording may have.
 	Recording int64
@@ -67,6 +67,8 @@ type Store struct {
 	log    *slog.Logger
 	now    func() time.Time
 	free   func(dir string) (int64, error)
+
+	appending sync.Mutex // of events
 
 	mu   sync.Mutex
 	open map[string]struct{} // the paths of recordings that are being made
@@ -262,13 +264,14 @@ type stored struct {
 	at   time.Time // of the last write
 }
 
-// files returns all recordings, the oldest first.
-func (s *Store) files() ([]stored, error) { return filesIn(s.dir) }
+// files returns all recordings and events, the oldest first.
+func (s *Store) files() ([]stored, error) { return filesIn(s.dir, whole, part, events) }
 
-func filesIn(dir string) ([]stored, error) {
+// filesIn returns the files below dir whose names have one of the endings.
+func filesIn(dir string, endings ...string) ([]stored, error) {
 	var all []stored
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || !strings.HasSuffix(path, whole) && !strings.HasSuffix(path, part) {
+		if err != nil || entry.IsDir() || !slices.ContainsFunc(endings, func(e string) bool { return strings.HasSuffix(path, e) }) {
 			return err
 		}
 		info, err := entry.Info()
@@ -317,7 +320,10 @@ func (s *Store) prune(ctx context.Context) error {
 		if !old && !much || s.isOpen(f.path) {
 			continue
 		}
-		if err := os.Remove(f.path); err != nil {
+		s.appending.Lock() // an event is not written to what is removed
+		err := os.Remove(f.path)
+		s.appending.Unlock()
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -351,7 +357,7 @@ type Info struct {
 
 // List returns the recordings in a folder, the oldest first.
 func List(dir string) ([]Info, error) {
-	files, err := filesIn(dir)
+	files, err := filesIn(dir, whole, part)
 	if err != nil {
 		return nil, err
 	}

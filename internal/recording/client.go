@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
@@ -20,8 +21,8 @@ const (
 	ackWindow = 30 * time.Second
 	// An HTTP/2 connection that is silent for pingAfter is asked for a sign of life, and
 	// given up pingTimeout later.
-	pingAfter   = 10 * time.Second
-	pingTimeout = 10 * time.Second
+	pingAfter   = 15 * time.Second
+	pingTimeout = 15 * time.Second
 	// maxAck bounds a message of a recorder.
 	maxAck = 64 << 10
 )
@@ -63,7 +64,13 @@ func newTransport(dial Dial, modern bool) *http.Transport {
 	protocols.SetUnencryptedHTTP2(modern)
 	protocols.SetHTTP1(!modern)
 	return &http.Transport{
-		DialContext: dial, Protocols: protocols, DisableCompression: true, IdleConnTimeout: attemptTimeout,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			// net/http may go on dialing for others when a request has ended.
+			ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+			defer cancel()
+			return dial(ctx, network, address)
+		},
+		Protocols: protocols, DisableCompression: true, IdleConnTimeout: attemptTimeout,
 		// The attempt is bounded; without an answer nothing may be sent.
 		ExpectContinueTimeout: time.Hour,
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,6 +33,9 @@ type Dial = func(ctx context.Context, network, address string) (net.Conn, error)
 type Recorders struct {
 	dial Dial
 	now  func() time.Time
+	// events is for events, offered holds those that need not be recorded.
+	events  *http.Transport
+	offered chan struct{}
 
 	mu     sync.Mutex
 	silent map[netip.AddrPort]time.Time // when a recorder did not answer
@@ -39,7 +43,10 @@ type Recorders struct {
 
 // NewRecorders returns a Recorders that reaches them by dial.
 func NewRecorders(dial Dial) *Recorders {
-	return &Recorders{dial: dial, now: time.Now, silent: map[netip.AddrPort]time.Time{}}
+	return &Recorders{
+		dial: dial, now: time.Now, silent: map[netip.AddrPort]time.Time{},
+		events: newEventTransport(dial), offered: make(chan struct{}, maxEvents),
+	}
 }
 
 // UnreachableError means that none of the recorders takes a recording.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,8 +18,9 @@ const (
 	// queueLimit is how much of a recording waits for the recorder before output has to
 	// wait. One read more than that may be held.
 	queueLimit = 256 << 10
-	// stallLimit is how long a recorder may take nothing. The library gives up after the
-	// same time without an acknowledgement.
+	// sendSize is how much is sent at a time.
+	sendSize = 32 << 10
+	// stallLimit is how long a recorder may take nothing.
 	stallLimit = 30 * time.Second
 	// lenientStall is stallLimit for recordings that are not enforced.
 	lenientStall = 5 * time.Second
@@ -228,12 +230,15 @@ func (r *Recording) send() {
 		if sending, ok = r.next(sending[:0]); !ok {
 			break
 		}
-		stall.Reset(limit)
-		_, err := r.upload.Write(sending)
-		stall.Stop()
-		if err != nil {
-			r.fail(err)
-			break
+		// In pieces: a recorder that is slow takes something all the time.
+		for piece := range slices.Chunk(sending, sendSize) {
+			stall.Reset(limit)
+			_, err := r.upload.Write(piece)
+			stall.Stop()
+			if err != nil {
+				r.fail(err)
+				break
+			}
 		}
 	}
 	_ = r.upload.Close() // its error is that of the upload, which watch gets

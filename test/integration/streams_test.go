@@ -109,6 +109,8 @@ func testBulk(t *testing.T, c *caller, p protocol, ns, pod string) {
 	_, _ = rand.Read(content)
 	cmd := c.command(within(t, patience), "exec", "-n", ns, "-i", pod, "--", "cat")
 	cmd.Env = append(cmd.Env, p.env...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	stdin := must[io.WriteCloser](t)(cmd.StdinPipe())
 	stdout := must[io.ReadCloser](t)(cmd.StdoutPipe())
 	noError(t, cmd.Start())
@@ -122,7 +124,7 @@ func testBulk(t *testing.T, c *caller, p protocol, ns, pod string) {
 	}
 	noError(t, stdin.Close())
 	if err := cmd.Wait(); err != nil {
-		t.Errorf("exec cat: %v", err)
+		t.Errorf("exec cat: %v\n%s", err, &stderr)
 	}
 }
 
