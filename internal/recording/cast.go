@@ -9,7 +9,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"tailscale.com/sessionrecording"
 )
 
@@ -95,8 +94,37 @@ func (c *cast) appendEvent(dst []byte, kind byte, text []byte, now time.Time) []
 	dst = append(dst, '[')
 	dst = strconv.AppendFloat(dst, now.Sub(c.start).Seconds(), 'f', 6, 64)
 	dst = append(dst, ',', '"', kind, '"', ',')
-	dst, _ = jsontext.AppendQuote(dst, text) // its error tells of bytes that became U+FFFD
-	return append(dst, ']', '\n')
+	return append(appendString(dst, text), ']', '\n')
+}
+
+// appendString appends text as a JSON string. Libraries do that, too, and need ten times
+// as long for what is no text, such as the files that kubectl cp reads.
+func appendString(dst, text []byte) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	from := 0 // what was not appended yet
+	for i := 0; i < len(text); {
+		c, n := text[i], 1
+		switch {
+		case c >= utf8.RuneSelf:
+			var r rune
+			if r, n = utf8.DecodeRune(text[i:]); r != utf8.RuneError || n > 1 {
+				i += n
+				continue
+			}
+			dst = utf8.AppendRune(append(dst, text[from:i]...), utf8.RuneError)
+		case c == '"' || c == '\\':
+			dst = append(append(dst, text[from:i]...), '\\', c)
+		case c < ' ':
+			dst = append(append(dst, text[from:i]...), '\\', 'u', '0', '0', hex[c>>4], hex[c&0xf])
+		default:
+			i++
+			continue
+		}
+		i += n
+		from = i
+	}
+	return append(append(dst, text[from:]...), '"')
 }
 
 // lastWhole returns the length of text without a character that is cut off at its end.

@@ -105,7 +105,12 @@ func testAttach(t *testing.T, c *caller, p protocol, ns, pod string) {
 // is back: the end of a WebSocket stream with a slow reader was seen to be missing
 // with no proxy in between, too.
 func testBulk(t *testing.T, c *caller, p protocol, ns, pod string) {
-	content := make([]byte, bulk)
+	testBulkOf(t, bulk, c, p, ns, pod)
+}
+
+func testBulkOf(t *testing.T, size int, c *caller, p protocol, ns, pod string) {
+	t.Helper()
+	content := make([]byte, size)
 	_, _ = rand.Read(content)
 	cmd := c.command(within(t, patience), "exec", "-n", ns, "-i", pod, "--", "cat")
 	cmd.Env = append(cmd.Env, p.env...)
@@ -116,8 +121,8 @@ func testBulk(t *testing.T, c *caller, p protocol, ns, pod string) {
 	noError(t, cmd.Start())
 	go func() { _, _ = stdin.Write(content) }() // what is missing is missed below
 	hash := sha256.New()
-	if n, err := io.CopyN(hash, stdout, bulk); err != nil {
-		t.Errorf("%d of %d bytes came back: %v", n, bulk, err)
+	if n, err := io.CopyN(hash, stdout, int64(size)); err != nil {
+		t.Errorf("%d of %d bytes came back: %v", n, size, err)
 	}
 	if want := sha256.Sum256(content); !bytes.Equal(hash.Sum(nil), want[:]) {
 		t.Error("something else came back than was sent")
