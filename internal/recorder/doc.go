@@ -5,7 +5,8 @@
 //
 // It speaks both versions of the protocol in which Tailscale's programs send
 // recordings (asciicast of version 2): POST /v2/record over HTTP/2, acknowledged on the
-// way, and POST /record, answered at the end. [Handler] serves them, [Store] keeps them.
+// way, and POST /record, answered at the end. POST /v2/event takes an event, a JSON
+// object. [Handler] serves them, [Store] keeps them.
 //
 // # Promises
 //
@@ -22,6 +23,8 @@
 //     One that is being made is never deleted.
 //
 // # Trade-offs
+//
+// Events are synced one by one, so the disk decides how many come through in a second.
 //
 // There is no database: the first line of each file says whose session it is, and
 // listing reads those. The files are as good as the file system that they are on;

@@ -14,6 +14,9 @@
 // terminal become an asciicast of version 2, as Tailscale's recorder expects it. What
 // the client types is not recorded; what a terminal echoes of it is output.
 //
+// Events, one for each request, go the same way: [Recorders.SendEvent],
+// [Recorders.OfferEvent].
+//
 // # Promises
 //
 //   - Output is taken into the recording before the client gets it. A pod that says more
