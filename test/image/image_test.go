@@ -80,7 +80,7 @@ func copyTree(t *testing.T, from, to string) {
 
 func read(t *testing.T, path string) []byte {
 	t.Helper()
-	content, err := os.ReadFile(path) //nolint:gosec // the test's own files
+	content, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func read(t *testing.T, path string) []byte {
 
 func makeImages(t *testing.T, sources, to string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "make", "--no-print-directory", "-C", sources, "images", "VERSION="+version, "IMAGES="+to) //nolint:gosec // make
+	cmd := exec.CommandContext(t.Context(), "make", "--no-print-directory", "-C", sources, "images", "VERSION="+version, "IMAGES="+to)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", cmd, err, out)
 	}
@@ -242,10 +242,10 @@ func checkStatic(t *testing.T, program []byte, machine elf.Machine) {
 func checkVersion(t *testing.T, image *image) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "tailhelm")
-	if err := os.WriteFile(path, image.files["usr/local/bin/tailhelm"].content, 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(path, image.files["usr/local/bin/tailhelm"].content, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), path, "version").CombinedOutput() //nolint:gosec // from the image
+	out, err := exec.CommandContext(t.Context(), path, "version").CombinedOutput()
 	if err != nil {
 		t.Fatalf("tailhelm version: %v\n%s", err, out)
 	}
