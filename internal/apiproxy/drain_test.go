@@ -20,7 +20,7 @@ import (
 )
 
 // drainAPI is an API server for drains: requests for /api/v1/nodes wait until
-// released, the rest is watchAPI.
+// released, /version is answered at once, the rest is watchAPI.
 type drainAPI struct {
 	*apiServer
 	events  chan struct{}
@@ -34,6 +34,10 @@ func newDrainAPI(t *testing.T) *drainAPI {
 	a := &drainAPI{events: make(chan struct{}), arrived: make(chan struct{}, 8), release: sync.OnceFunc(func() { close(released) })}
 	others := watchAPI(a.events)
 	a.apiServer = newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/version" {
+			_, _ = io.WriteString(w, "{}")
+			return
+		}
 		if r.URL.Path != "/api/v1/nodes" {
 			others(w, r)
 			return
@@ -59,8 +63,13 @@ type answer struct {
 // returns once it has arrived there.
 func (r *rig) slowGet(t *testing.T, api *drainAPI, http2 bool) <-chan answer {
 	t.Helper()
+	return r.slowGetBy(t, api, r.client(t, alice.Addr, http2))
+}
+
+func (r *rig) slowGetBy(t *testing.T, api *drainAPI, client *http.Client) <-chan answer {
+	t.Helper()
 	answers := make(chan answer, 1)
-	client, request := r.client(t, alice.Addr, http2), r.request(t, http.MethodGet, "/api/v1/nodes", nil, nil)
+	request := r.request(t, http.MethodGet, "/api/v1/nodes", nil, nil)
 	go func() {
 		res, err := client.Do(request)
 		if err != nil {

@@ -48,11 +48,41 @@ func TestWithdrawEndsIdleConnections(t *testing.T) {
 	}
 }
 
+// While clients are sent elsewhere, a connection takes no further request after one was
+// answered, even if another one goes on all the time.
+func TestWithdrawEndsBusyConnections(t *testing.T) {
+	withdrawing, withdrawn := make(chan struct{}), make(chan struct{})
+	api := newDrainAPI(t)
+	r := start(t, api.apiServer, options{withdraw: func(context.Context, func(context.Context)) error {
+		close(withdrawing)
+		<-withdrawn
+		return nil
+	}})
+	r.stop()
+	receive(t, withdrawing, "the call of Withdraw") // closed by it
+	client := r.client(t, alice.Addr, true)
+	slow := r.slowGetBy(t, api, client)
+	if reused := r.reuses(t, client); !reused {
+		t.Error("a request does not share the connection of the one that goes on")
+	}
+	if reused := r.reuses(t, client); reused {
+		t.Error("the next request is sent on that connection, too")
+	}
+	api.release()
+	if got := receive(t, slow, "the answer"); got != (answer{http.StatusOK, "finished", nil}) {
+		t.Errorf("the request that went on is answered %+v", got)
+	}
+	close(withdrawn)
+	if err := receive(t, r.served, "the end of Serve"); err != nil {
+		t.Errorf("Serve returns %v", err)
+	}
+}
+
 // reuses sends a request, which must succeed, and reports whether that reused a
 // connection.
 func (r *rig) reuses(t *testing.T, client *http.Client) (reused bool) {
 	t.Helper()
-	request := r.request(t, http.MethodGet, "/api", nil, nil)
+	request := r.request(t, http.MethodGet, "/version", nil, nil)
 	request = request.WithContext(httptrace.WithClientTrace(request.Context(), &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
 	}))

@@ -39,7 +39,7 @@ const (
 	// to another server. Those that take longer are likely to be cut off.
 	finishTimeout = 3 * time.Second
 	// settleTimeout is how long the last ones may take, while nobody can connect.
-	settleTimeout = 500 * time.Millisecond
+	settleTimeout = 2 * time.Second
 	// arrival is how long answers have to arrive at their clients: a second's fourth is
 	// more than a packet needs for the way around the earth.
 	arrival = 250 * time.Millisecond
@@ -104,15 +104,15 @@ func (s *Server) Serve(ctx context.Context, secure, plain net.Listener) error {
 	if s.config.TLS != nil {
 		ports.secure = newHandover(s.limit(secure))
 	}
-	servers := s.open(group, ports)
+	servers := s.open(group, ports, s.config.Proxy)
 	rechecking, stopRechecking := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRechecking()
 	go s.config.Proxy.Watch(rechecking) // through the drain, too
 	group.Go(func() error {
 		<-listening.Done()
 		if ctx.Err() != nil && s.config.Withdraw != nil {
-			next := s.open(group, ports)
-			s.withdraw(context.WithoutCancel(ctx), servers, next)
+			next := s.open(group, ports, lastRequest(s.config.Proxy))
+			s.withdraw(context.WithoutCancel(ctx), servers)
 			servers = append(servers, next...)
 		}
 		ports.close()
@@ -136,8 +136,8 @@ func (p *ports) close() {
 }
 
 // open begins to serve in group, and returns what serves.
-func (s *Server) open(group *errgroup.Group, p *ports) []*http.Server {
-	api := s.newHTTPServer(s.config.Proxy)
+func (s *Server) open(group *errgroup.Group, p *ports, h http.Handler) []*http.Server {
+	api := s.newHTTPServer(h)
 	plain := p.plain.turn()
 	if p.secure == nil {
 		group.Go(func() error { return serving("80", api.Serve(plain)) })
@@ -159,14 +159,20 @@ func serving(port string, err error) error {
 	return fmt.Errorf("serving port %s of the tailnet: %w", port, err)
 }
 
-// withdraw lets the clients of servers go to other ones, and those that come meanwhile to
-// next. See Serve.
-func (s *Server) withdraw(ctx context.Context, servers, next []*http.Server) {
+// lastRequest asks clients to send no further request on a connection. (A server without
+// keep-alives would wait until nothing goes on on a connection over HTTP/2, which
+// may never be.)
+func lastRequest(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close") // over HTTP/2, net/http sends GOAWAY
+		h.ServeHTTP(w, r)
+	})
+}
+
+// withdraw lets the clients of servers go to other ones. See Serve.
+func (s *Server) withdraw(ctx context.Context, servers []*http.Server) {
 	open := s.config.Proxy.calls
 	s.config.Log.InfoContext(ctx, "withdrawing", "watches", open.count(KindWatch), "streams", open.count(KindStream))
-	for _, server := range next {
-		server.SetKeepAlivesEnabled(false)
-	}
 	open.leave()
 	finishing, cancel := context.WithTimeout(ctx, finishTimeout)
 	defer cancel()

@@ -31,6 +31,9 @@ const unreadyGrace = time.Minute
 // send the first packet of a connection again after a second.
 const holdAfter = time.Second
 
+// holdLimit bounds how long new connections wait, whatever takes so long.
+const holdLimit = 5 * time.Second
+
 // Service is a Tailscale Service of which the node is a host: one name and address
 // in the tailnet, served by whichever host is up.
 //
@@ -152,17 +155,22 @@ func (s *Service) Withdraw(ctx context.Context, settle func(context.Context)) er
 	return nil
 }
 
-// holdBack has new connections wait until release is called.
+// holdBack has new connections wait until release is called, or holdLimit is over.
 func (s *Service) holdBack() (release func()) {
 	held := make(chan struct{})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = held
-	return func() {
+	release = sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.held = nil
 		close(held)
+	})
+	timer := time.AfterFunc(holdLimit, release)
+	return func() {
+		timer.Stop()
+		release()
 	}
 }
 

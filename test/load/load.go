@@ -82,7 +82,7 @@ func Start(ctx context.Context, config Config) (_ *Load, err error) {
 	}
 	l.record.reset()
 	l.request(ctx, 0) // a write
-	if err := l.settle(ctx); err != nil || len(l.record.written()) == 0 {
+	if err := l.settle(ctx, l.record.written()); err != nil || len(l.record.written()) == 0 {
 		return nil, errors.Join(fmt.Errorf("the load's first request: %q", l.record.cut("").Errors), err)
 	}
 	l.done.Go(func() { l.ask(life) })
@@ -188,10 +188,10 @@ func (l *Load) request(ctx context.Context, i int) {
 // waits until the watches have seen everything that was written, or ctx is done: what they
 // have not seen by then is lost. A stream that has ended is begun again.
 func (l *Load) Cut(ctx context.Context, name string) (Figures, error) {
-	_ = l.settle(ctx) // the figures say what was lost
+	written := l.record.written()
+	_ = l.settle(ctx, written) // the figures say what was lost
 	figures := l.record.cut(name)
 	figures.Watches = len(l.watchers)
-	written := l.record.written()
 	for _, w := range l.watchers {
 		figures.EventsLost += w.missing(written)
 	}
@@ -206,9 +206,8 @@ func (l *Load) Cut(ctx context.Context, name string) (Figures, error) {
 	return figures, nil
 }
 
-// settle waits until the watches have seen what has been written, or returns ctx's error.
-func (l *Load) settle(ctx context.Context) error {
-	written := l.record.written()
+// settle waits until the watches have seen what was written, or returns ctx's error.
+func (l *Load) settle(ctx context.Context, written []int) error {
 	for _, w := range l.watchers {
 		if err := w.await(ctx, written); err != nil {
 			return err
