@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -50,7 +51,8 @@ type object struct {
 const at = time.Hour
 
 func main() {
-	if err := run(context.Background(), os.Stdin, os.Args[1]); err != nil {
+	flag.Parse()
+	if err := run(context.Background(), os.Stdin, flag.Arg(0)); err != nil {
 		fmt.Fprintln(os.Stderr, "alerts:", err)
 		os.Exit(1)
 	}
