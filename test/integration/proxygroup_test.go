@@ -254,18 +254,6 @@ func TestProxyGroup(t *testing.T) {
 	c.at(renamed, "unused").waitWhoami(s.login, "platform")
 	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
 
-	// A device is removed in the admin console, which revokes its keys: the replica asks for
-	// an auth key, and is another device, under the old name.
-	removed := s.group("my-cluster").Status.Tailnet.Devices[0]
-	noError(t, s.admin.Devices().Delete(within(t, patience), removed))
-	eventually(t, "another device", func() bool {
-		devices := s.group("my-cluster").Status.Tailnet.Devices
-		return len(devices) == 1 && devices[0] != removed
-	})
-	s.waitReady("my-cluster", "1/1")
-	c.at(renamed, "unused").waitWhoami(s.login, "platform")
-	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
-
 	// Delete one group, and uninstall with the other still there.
 	s.kubectl("", "delete", "proxygroup", "my-cluster", "--timeout="+patience.String())
 	s.waitNames([]string{operatorName, device, "bare-0"}, []string{"svc:bare"})
