@@ -208,7 +208,10 @@ func TestControlServerRestarts(t *testing.T) {
 func TestAPIServerRestarts(t *testing.T) {
 	r := installed(t, "apiserver-restarts")
 	callers, pod := callersOf(t, r, auth), r.WaitReady(t, "")
-	callers[0].CheckIdentity(t)
+	// kubectl learns what resources there are. Before it knows that, it has words of its own.
+	if _, err := callers[0].Run(t.Context(), framework.Options{}, "get", "pods"); err != nil {
+		t.Fatal(err)
+	}
 	control, err := suite.ControlPlane()
 	if err != nil {
 		t.Fatal(err)
@@ -226,6 +229,11 @@ func TestAPIServerRestarts(t *testing.T) {
 		}
 	}()
 	var said string
+	defer func() {
+		if t.Failed() {
+			t.Logf("kubectl said last: %s", said)
+		}
+	}()
 	framework.Wait(t, "kubectl to say that the API server is away", func(ctx context.Context) bool {
 		said, _ = callers[0].Run(ctx, framework.Options{}, "get", "pods")
 		return strings.Contains(said, "cannot be reached from the proxy")
