@@ -50,7 +50,10 @@ type recorderOptions struct {
 }
 
 func newRecorder(env environment, logs io.Writer) *cobra.Command {
-	var o recorderOptions
+	return newRecorderCommand(&recorderOptions{}, env, logs)
+}
+
+func newRecorderCommand(o *recorderOptions, env environment, logs io.Writer) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "recorder",
 		Short: "Keep recordings of sessions that proxies of the tailnet send",
@@ -81,13 +84,16 @@ func newRecorder(env environment, logs io.Writer) *cobra.Command {
 	flags.StringVar(&o.free, "min-free", "256Mi", "how much of the file system is left free; recordings are refused below")
 	flags.IntVar(&o.open, "max-open", 1000, "how many recordings may be made at a time")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	c.AddCommand(newRecorderList(&o), newRecorderPlay())
+	c.AddCommand(newRecorderList(o), newRecorderPlay())
 	return c
 }
 
 // check checks the flags.
 func (o *recorderOptions) check() error {
-	if err := errors.Join(validHostname("--hostname", o.hostname), o.checkDir()); err != nil {
+	if err := o.checkDir(); err != nil {
+		return err
+	}
+	if err := validHostname("--hostname", o.hostname); err != nil {
 		return err
 	}
 	if err := validTags("--tags", o.tags); err != nil {

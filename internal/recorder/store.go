@@ -129,7 +129,7 @@ func (s *Store) create(device string) (*file, error) {
 		return nil, err
 	}
 	dir := filepath.Join(s.dir, safeName(device))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // of safeName
 		return nil, err
 	}
 	path := filepath.Join(dir, s.now().UTC().Format(nameTime)+"-"+strings.ToLower(rand.Text()[:8]))

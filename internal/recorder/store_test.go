@@ -169,10 +169,10 @@ func TestPlay(t *testing.T) {
 			})
 		})
 	}
-	cancelled, cancel := context.WithCancel(t.Context())
+	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Play(cancelled, &bytes.Buffer{}, strings.NewReader(text), PlayOptions{Speed: 1}); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+	if err := Play(ended, &bytes.Buffer{}, strings.NewReader(text), PlayOptions{Speed: 1}); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended: %v", err)
 	}
 	for _, bad := range []string{"", "x\n", header + "x\n"} {
 		if err := Play(t.Context(), &bytes.Buffer{}, strings.NewReader(bad), PlayOptions{}); err == nil {

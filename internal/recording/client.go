@@ -117,12 +117,11 @@ func startV2(ctx context.Context, t *http.Transport, addr netip.AddrPort) (uploa
 	if err != nil {
 		return fail(err)
 	}
-	res, err := t.RoundTrip(r)
+	res, err := t.RoundTrip(r) //nolint:bodyclose // closed when the upload ends, or by refused
 	if err != nil {
 		return fail(err)
 	}
 	if res.StatusCode != http.StatusOK {
-		_ = w.CloseWithError(io.ErrClosedPipe) // the answer's body is not closed before the request's has ended
 		return fail(refused(res))
 	}
 	ended := make(chan error, 1)

@@ -61,7 +61,7 @@ func (f ws) bytes() []byte {
 	case f.long:
 		b = binary.BigEndian.AppendUint64(append(b, masked|127), uint64(n))
 	case n > 125:
-		b = binary.BigEndian.AppendUint16(append(b, masked|126), uint16(n))
+		b = binary.BigEndian.AppendUint16(append(b, masked|126), uint16(n)) //nolint:gosec // the test chooses the form of the length
 	default:
 		b = append(b, masked|byte(n))
 	}

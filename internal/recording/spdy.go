@@ -130,7 +130,7 @@ func (s *spdySession) beginFrame() error {
 		if s.is, known = s.streams.of(first); !known && !s.fromClient {
 			return fmt.Errorf("data of SPDY stream %d, which nobody has opened", first)
 		}
-	} else if err := s.beginControl(spdy.ControlFrameType(first & 0xffff)); err != nil { //nolint:gosec // 16 bits
+	} else if err := s.beginControl(spdy.ControlFrameType(first & 0xffff)); err != nil {
 		return err
 	}
 	if s.left == 0 {

@@ -151,11 +151,11 @@ type fakeUpload struct {
 func newFake(enforced bool) (*Recording, *fakeUpload) {
 	pr, pw := io.Pipe()
 	f := &fakeUpload{PipeReader: pr, ended: make(chan error, 1)}
-	cancelled := false
+	done := false
 	f.cancel = func() {
 		_ = pr.CloseWithError(context.Canceled)
-		if !cancelled {
-			cancelled = true
+		if !done {
+			done = true
 			close(f.ended)
 		}
 	}
@@ -413,11 +413,8 @@ func TestUnused(t *testing.T) {
 // A session whose recording is not enforced passes untouched whatever happens: the
 // recorder goes in the middle, and the bytes are no session at all.
 func TestLenientPassesUntouched(t *testing.T) {
-	random := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, 100_000)
-	for i := range noise {
-		noise[i] = byte(random.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
 	speech := frames(ws{first: 0x82, payload: "\x01" + strings.Repeat("x", 100_000), long: true})
 	for name, tc := range map[string]struct {
 		pod  []byte

@@ -95,6 +95,18 @@ func (w *webSocket) parseHeader(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// payloadLength returns the length of a payload by its header.
+func payloadLength(header []byte) uint64 {
+	switch length := header[1] & 0x7f; length {
+	case 126:
+		return uint64(binary.BigEndian.Uint16(header[2:]))
+	case 127:
+		return binary.BigEndian.Uint64(header[2:])
+	default:
+		return uint64(length)
+	}
+}
+
 func (w *webSocket) beginFrame() error {
 	h := w.header[:w.have]
 	w.have = 0
@@ -102,14 +114,7 @@ func (w *webSocket) beginFrame() error {
 	if h[0]&0x70 != 0 {
 		return errors.New("a WebSocket frame with extensions")
 	}
-	switch length := h[1] & 0x7f; length {
-	case 126:
-		w.left = uint64(binary.BigEndian.Uint16(h[2:]))
-	case 127:
-		w.left = binary.BigEndian.Uint64(h[2:])
-	default:
-		w.left = uint64(length)
-	}
+	w.left = payloadLength(h)
 	if w.left > 1<<63-1 {
 		return errors.New("a WebSocket frame of impossible length")
 	}

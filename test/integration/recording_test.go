@@ -263,10 +263,20 @@ func TestEnforcedRecording(t *testing.T) {
 	}
 	base := fmt.Sprintf("/api/v1/namespaces/%s/pods/%s", ns, pod)
 	for _, tc := range []struct{ method, path, protocol string }{
-		{"GET", base + "/exec", "websocket"}, {"POST", base + "/exec", "SPDY/3.1"}, {"GET", base + "/exec/", "websocket"}, {"POST", base + "/exec/", "SPDY/3.1"},
-		{"GET", base + "%2Fexec", "websocket"}, {"POST", base + "%2Fexec", "SPDY/3.1"}, {"GET", base + "/%65xec", "websocket"}, {"GET", base + "//exec", "websocket"},
-		{"GET", "/" + base + "/exec", "websocket"}, {"GET", base + "/exec/x", "WebSocket"}, {"GET", base + "/exec", "SPDY/3.1"}, {"PUT", base + "/exec", "websocket"},
-		{"GET", base + "/exec", "spdy/3.1, websocket"}, {"GET", fmt.Sprintf("/api/v1/nodes/node/proxy/exec/%s/%s/main", ns, pod), "websocket"},
+		{"GET", base + "/exec", "websocket"},
+		{"POST", base + "/exec", "SPDY/3.1"},
+		{"GET", base + "/exec/", "websocket"},
+		{"POST", base + "/exec/", "SPDY/3.1"},
+		{"GET", base + "%2Fexec", "websocket"},
+		{"POST", base + "%2Fexec", "SPDY/3.1"},
+		{"GET", base + "/%65xec", "websocket"},
+		{"GET", base + "//exec", "websocket"},
+		{"GET", "/" + base + "/exec", "websocket"},
+		{"GET", base + "/exec/x", "WebSocket"},
+		{"GET", base + "/exec", "SPDY/3.1"},
+		{"PUT", base + "/exec", "websocket"},
+		{"GET", base + "/exec", "spdy/3.1, websocket"},
+		{"GET", fmt.Sprintf("/api/v1/nodes/node/proxy/exec/%s/%s/main", ns, pod), "websocket"},
 	} {
 		n++
 		query := "?container=main&stdout=true&command=touch&command=" + pwned(n)
