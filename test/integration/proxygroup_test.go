@@ -254,6 +254,16 @@ func TestProxyGroup(t *testing.T) {
 	c.at(renamed, "unused").waitWhoami(s.login, "platform")
 	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
 
+	// Its device's key ends, as an administrator ends it: the replica asks for an auth key,
+	// gets one, and serves again.
+	noError(t, s.tailnet.Expire("my-cluster-0"))
+	eventually(t, "another auth key", func() bool {
+		return strings.Contains(s.kubectl("", "get", "events", "--all-namespaces", "--field-selector=reason=AuthKeyReissued"), "my-cluster")
+	})
+	s.waitReady("my-cluster", "1/1")
+	c.at(renamed, "unused").waitWhoami(s.login, "platform")
+	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
+
 	// Delete one group, and uninstall with the other still there.
 	s.kubectl("", "delete", "proxygroup", "my-cluster", "--timeout="+patience.String())
 	s.waitNames([]string{operatorName, device, "bare-0"}, []string{"svc:bare"})
