@@ -66,8 +66,10 @@ func permutations() map[string]permutation {
 			example: "restricted-namespace", prepare: oauth,
 			labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
 		},
-		"second-release":    {example: "second-release", prepare: secondRelease, callers: tokens},
-		"workload-identity": {example: "workload-identity", prepare: workloadIdentity},
+		// The rights of the controllers are not there to hide that a right of the proxy is missing.
+		"without-controllers": {prepare: withoutControllers},
+		"second-release":      {example: "second-release", prepare: secondRelease, callers: tokens},
+		"workload-identity":   {example: "workload-identity", prepare: workloadIdentity},
 	}
 }
 

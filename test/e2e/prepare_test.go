@@ -22,6 +22,13 @@ func withValue(name, value string) func(*testing.T, *framework.Release) {
 	}
 }
 
+// withoutControllers installs the proxy alone.
+func withoutControllers(t *testing.T, r *framework.Release) {
+	t.Helper()
+	withValue("apiServerProxyConfig.mode", "true")(t, r)
+	r.Switches["controllers.enabled"] = "false"
+}
+
 // accessBindings makes the namespaces that the example binds roles in.
 func accessBindings(t *testing.T, r *framework.Release) {
 	t.Helper()

@@ -40,9 +40,10 @@ type Release struct {
 	// device.
 	Name, Namespace, Hostname string
 	// Files are values files: names under values-examples, or paths. Values come after
-	// them, as --set-string does.
-	Files  []string
-	Values map[string]string
+	// them, as --set-string does, and Switches as --set does: true or false.
+	Files    []string
+	Values   map[string]string
+	Switches map[string]string
 	// Deployment is the name of the operator's Deployment.
 	Deployment string
 
@@ -56,7 +57,7 @@ func (s *Suite) NewRelease(t *testing.T, name string, labels map[string]string) 
 	t.Helper()
 	r := &Release{
 		Name: "tailscale-operator", Namespace: name, Hostname: name, Deployment: "operator",
-		Values: map[string]string{}, suite: s,
+		Values: map[string]string{}, Switches: map[string]string{}, suite: s,
 	}
 	ctx := t.Context()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
@@ -161,7 +162,7 @@ func (r *Release) options(t *testing.T, timeout time.Duration) *helm.Options {
 	home := filepath.Join(r.suite.dir, "helm")
 	waiting := []string{"--wait", "--timeout=" + timeout.String()}
 	return &helm.Options{
-		ValuesFiles: append(files, environment), SetStrValues: maps.Clone(r.Values),
+		ValuesFiles: append(files, environment), SetStrValues: maps.Clone(r.Values), SetValues: maps.Clone(r.Switches),
 		KubectlOptions: k8s.NewKubectlOptions("", r.suite.Kubeconfig, r.Namespace),
 		EnvVars:        map[string]string{"HELM_CACHE_HOME": home, "HELM_CONFIG_HOME": home, "HELM_DATA_HOME": home},
 		ExtraArgs:      map[string][]string{"upgrade": waiting, "rollback": waiting, "delete": waiting},
