@@ -142,10 +142,11 @@ func (c *caller) endpointsOf(p *proxy) []netip.AddrPort {
 	for {
 		note, err := watcher.Next()
 		noError(c.t, err)
-		if note.NetMap == nil {
+		netmap := note.NetMap //nolint:staticcheck // the first one has it, and nothing else tells endpoints of peers
+		if netmap == nil {
 			continue
 		}
-		for _, peer := range note.NetMap.Peers {
+		for _, peer := range netmap.Peers {
 			if strings.TrimSuffix(peer.Name(), ".") == p.host {
 				return peer.Endpoints().AsSlice()
 			}
