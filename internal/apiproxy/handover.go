@@ -35,7 +35,7 @@ func newHandover(l net.Listener) *handover {
 // pump accepts for whoever's turn it is.
 func (h *handover) pump() {
 	for {
-		conn, err := h.Listener.Accept()
+		conn, err := h.Accept()
 		select {
 		case <-h.closed: // whose turn it is learns of it from its own Close
 		default:

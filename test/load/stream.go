@@ -92,7 +92,7 @@ func (s *stream) lives(ctx context.Context) bool {
 // close ends the process.
 func (s *stream) close() {
 	s.end()
-	for range s.lines { //nolint:revive // what is left of its output
+	for range s.lines {
 	}
 	_ = s.cmd.Wait() // it was killed
 }
