@@ -148,7 +148,7 @@ RUN ?=
 e2e: ## Install, use and break the chart on a kind cluster (RUN=TestName for one test; needs Docker)
 	@docker info >/dev/null 2>&1 || { echo "make e2e needs a Docker engine, and none is running (.ci/docker-engine starts Debian's)" >&2; exit 1; }
 	@$(MAKE) --no-print-directory images IMAGES=$(BIN)/e2e-images ARCHITECTURES=$$(go env GOARCH)
-	$(PURE) go -C test/e2e test -trimpath -v -count=1 -timeout 40m -parallel 3 -run '$(RUN)' $(TESTFLAGS) . -args \
+	$(PURE) go -C test/e2e test -trimpath -v -count=1 -timeout 40m -parallel 3 -run '$(value RUN)' $(TESTFLAGS) . -args \
 		-image="$(CURDIR)/$(BIN)/e2e-images/tailhelm-$$(go env GOARCH).tar" -node-image="$$(cat $(BIN)/kind-node-image 2>/dev/null)" $(E2EFLAGS)
 
 .PHONY: demo
