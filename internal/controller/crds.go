@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -102,16 +103,23 @@ func revision(d metav1.Object) int {
 // waitForCRDs waits until the API server serves our kinds, which people may install
 // later, or ctx is done.
 func waitForCRDs(ctx context.Context, d *discovery.DiscoveryClient, log *slog.Logger) error {
-	told := false
+	said := ""
 	return wait.PollUntilContextCancel(ctx, crdInterval, true, func(ctx context.Context) (bool, error) {
 		missing, err := missingKinds(ctx, d)
-		if len(missing) == 0 && err == nil {
+		state := strings.Join(missing, ", ")
+		if err != nil {
+			state = err.Error()
+		}
+		switch {
+		case len(missing) == 0 && err == nil:
 			return true, nil
+		case state == said: // once is enough
+		case err != nil:
+			log.WarnContext(ctx, "the controllers wait for the API server", "error", err)
+		default:
+			log.WarnContext(ctx, "the controllers wait for the CustomResourceDefinitions of the chart: install them with helm, or kubectl apply", "missing", missing)
 		}
-		if !told || err != nil {
-			log.WarnContext(ctx, "the controllers wait for the CustomResourceDefinitions of the chart: install them with helm, or kubectl apply", "missing", missing, "error", err)
-			told = true
-		}
+		said = state
 		return false, nil
 	})
 }
