@@ -155,13 +155,14 @@ func (s *Service) Withdraw(ctx context.Context, settle func(context.Context)) er
 	return nil
 }
 
-// holdBack has new connections wait until release is called, or holdLimit is over.
-func (s *Service) holdBack() (release func()) {
+// holdBack has new connections wait until the function that it returns is called, or
+// holdLimit is over.
+func (s *Service) holdBack() func() {
 	held := make(chan struct{})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = held
-	release = sync.OnceFunc(func() {
+	release := sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.held = nil
