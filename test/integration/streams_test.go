@@ -133,6 +133,9 @@ func testBulkOf(t *testing.T, size int, c *caller, p protocol, ns, pod string) {
 	}
 }
 
+// copyAttempts is how often a copy may be tried: see testBulk.
+const copyAttempts = 5
+
 // testCopy copies a file there and back. See testBulk for why kubectl retries.
 func testCopy(t *testing.T, c *caller, p protocol, ns, pod string) {
 	here := t.TempDir()
@@ -142,9 +145,17 @@ func testCopy(t *testing.T, c *caller, p protocol, ns, pod string) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"there", pod + ":copy"}, {pod + ":copy", "back"}} {
-		cmd := c.command(within(t, patience), append([]string{"cp", "-n", ns, "--retries=20"}, args...)...)
-		cmd.Dir, cmd.Env = here, append(cmd.Env, p.env...)
-		if out, err := cmd.CombinedOutput(); err != nil {
+		var out []byte
+		var err error
+		// kubectl's own retries are not for a stream that ends without its status.
+		for range copyAttempts {
+			cmd := c.command(within(t, patience), append([]string{"cp", "-n", ns, "--retries=20"}, args...)...)
+			cmd.Dir, cmd.Env = here, append(cmd.Env, p.env...)
+			if out, err = cmd.CombinedOutput(); err == nil || !bytes.Contains(out, []byte("unexpected EOF")) {
+				break
+			}
+		}
+		if err != nil {
 			t.Fatalf("cp %v: %v\n%s", args, err, out)
 		}
 	}

@@ -253,7 +253,7 @@ func TestHTTPSDisabled(t *testing.T) {
 // TestRenewal: a certificate is replaced before it ends, and no request notices.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
-	tn := tailnet.New(t, tailnet.Options{CertificateValidity: 30 * time.Second})
+	tn := tailnet.New(t, tailnet.Options{CertificateValidity: time.Minute})
 	p := newReadyProxy(t, proxyOptions{tailnet: tn})
 	c := newUser(t, p)
 	first := c.certificate()
