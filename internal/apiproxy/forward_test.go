@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -178,6 +179,33 @@ func TestNewRefuses(t *testing.T) {
 			tc.change(&c)
 			if _, err := New(c); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want one with %q", err, tc.want)
+			}
+		})
+	}
+}
+
+// The connection that Warm opens is the one of the first request. Without credentials
+// of its own, the proxy asks for nothing.
+func TestWarm(t *testing.T) {
+	for mode, want := range map[Mode]string{ModeAuth: "/version /api/v1/pods", ModeNoAuth: "/api/v1/pods"} {
+		t.Run(string(mode), func(t *testing.T) {
+			var mu sync.Mutex
+			var paths []string
+			connections := map[string]bool{}
+			api := newAPIServer(t, func(_ http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				defer mu.Unlock()
+				paths, connections[r.RemoteAddr] = append(paths, r.URL.Path), true
+			})
+			r := start(t, api, options{mode: mode})
+			if err := r.proxy.Warm(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			r.get(t, alice.Addr, "/api/v1/pods", nil)
+			mu.Lock()
+			defer mu.Unlock()
+			if got := strings.Join(paths, " "); got != want || len(connections) != 1 {
+				t.Errorf("asked for %s over %d connections, want %s over one", got, len(connections), want)
 			}
 		})
 	}

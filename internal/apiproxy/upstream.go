@@ -45,8 +45,11 @@ type upstream struct {
 	target   *url.URL
 	requests http.RoundTripper
 	upgrades http.RoundTripper
-	version  http.RoundTripper // for warm alone; nil in ModeNoAuth
-	close    func()
+	// warm opens the connection that requests share, unless it is open: see askVersion. In
+	// ModeNoAuth it does nothing: there is nobody to ask as, and the API server closes
+	// connections on which somebody without credentials asked.
+	warm  func(context.Context) error
+	close func()
 }
 
 // newUpstream returns the way to the API server of config in mode. Its
@@ -71,7 +74,7 @@ func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
 		return nil, fmt.Errorf("TLS to the Kubernetes API server %s: %w", config.Host, err)
 	}
 	h2, h1 := newTransport(config, tlsConfig, true), newTransport(config, tlsConfig, false)
-	u := &upstream{target: target, close: func() { h2.CloseIdleConnections(); h1.CloseIdleConnections() }}
+	u := &upstream{target: target, warm: func(context.Context) error { return nil }, close: func() { h2.CloseIdleConnections(); h1.CloseIdleConnections() }}
 	for _, leg := range []struct {
 		out  *http.RoundTripper
 		base http.RoundTripper
@@ -82,7 +85,7 @@ func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
 		}
 		if mode == ModeAuth {
 			if leg.base == h2 {
-				u.version = rt
+				u.warm = askVersion(rt, target)
 			}
 			rt = &impersonationGuard{next: rt}
 		}
@@ -132,24 +135,21 @@ func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	return u.requests.RoundTrip(r)
 }
 
-// warm opens the connection that requests share, unless it is open: it asks for the API
-// server's version, as the proxy itself, which is harmless. In ModeNoAuth there is nobody
-// to ask as, and the API server closes connections on which somebody without credentials
-// asked.
-func (u *upstream) warm(ctx context.Context) error {
-	if u.version == nil {
-		return nil
+// askVersion returns a function that asks for the API server's version, as the proxy
+// itself, which is harmless.
+func askVersion(rt http.RoundTripper, target *url.URL) func(context.Context) error {
+	return func(ctx context.Context) error {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, target.JoinPath("version").String(), nil)
+		if err != nil {
+			return err
+		}
+		res, err := rt.RoundTrip(r)
+		if err != nil {
+			return fmt.Errorf("the API server at %s cannot be reached: %w", target, err)
+		}
+		_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, maxVersion)) // or HTTP/1.1 would not keep the connection
+		return res.Body.Close()
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.target.JoinPath("version").String(), nil)
-	if err != nil {
-		return err
-	}
-	res, err := u.version.RoundTrip(r)
-	if err != nil {
-		return fmt.Errorf("the API server at %s cannot be reached: %w", u.target, err)
-	}
-	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, maxVersion)) // or HTTP/1.1 would not keep the connection
-	return res.Body.Close()
 }
 
 // errNotImpersonated means that a request without the identity of its caller was
@@ -159,8 +159,8 @@ var errNotImpersonated = errors.New("the request does not impersonate its caller
 // impersonationGuard is the last thing before the proxy's credentials. A request
 // passes only if its context carries a caller (see withCall) and its headers
 // impersonate exactly that caller and bring no other credentials. Nothing else in
-// this package can reach the credentials in auth mode, but warm, which makes its
-// request itself.
+// this package can reach the credentials in auth mode, but upstream.warm: a function that
+// makes its one request itself, and holds them where nobody else gets at them.
 type impersonationGuard struct{ next http.RoundTripper }
 
 // RoundTrip refuses with an error that wraps errNotImpersonated.
