@@ -66,6 +66,7 @@ func TestAPIServer(t *testing.T) {
 
 	t.Run("create", func(t *testing.T) { testCreate(t, c) })
 	t.Run("update", func(t *testing.T) { testUpdate(t, c) })
+	t.Run("update a recorder", func(t *testing.T) { testUpdateRecorder(t, c) })
 	t.Run("kubectl", func(t *testing.T) { testKubectl(t, c, cluster) })
 }
 
@@ -75,6 +76,10 @@ func group(name, spec string) string {
 
 func class(spec string) string {
 	return fmt.Sprintf("apiVersion: tailscale.com/v1alpha1\nkind: ProxyClass\nmetadata: {name: class}\nspec: %s\n", spec)
+}
+
+func recorder(name, spec string) string {
+	return fmt.Sprintf("apiVersion: tailscale.com/v1alpha1\nkind: Recorder\nmetadata: {name: %q}\nspec: %s\n", name, spec)
 }
 
 func parse(t *testing.T, text string) *unstructured.Unstructured {
@@ -134,21 +139,48 @@ func testCreate(t *testing.T, c client.Client) {
 		"no host of replica": {group("g", `{type: kube-apiserver, kubeAPIServer: {hostname: g-12a}}`), ""},
 		"tailnet":            {group("g", `{type: kube-apiserver, tailnet: other}`), "this operator has one tailnet"},
 
-		"empty class":      {class(`{}`), ""},
-		"class":            {class(officialClass), ""},
-		"null statefulSet": {class(`{statefulSet: null}`), ""},
-		"monitor":          {class(`{metrics: {enable: true, serviceMonitor: {enable: true, labels: {a: b}}}}`), ""},
-		"monitor alone":    {class(`{metrics: {enable: false, serviceMonitor: {enable: true}}}`), "metrics.serviceMonitor.enable needs metrics.enable"},
-		"no monitor":       {class(`{metrics: {enable: false, serviceMonitor: {enable: false}}}`), ""},
-		"no ports":         {class(`{staticEndpoints: {nodePort: {ports: []}}}`), "spec.staticEndpoints.nodePort.ports"},
-		"port":             {class(`{staticEndpoints: {nodePort: {ports: [{port: 0}]}}}`), "spec.staticEndpoints.nodePort.ports[0].port"},
-		"port 65536":       {class(`{staticEndpoints: {nodePort: {ports: [{port: 65536}]}}}`), "spec.staticEndpoints.nodePort.ports[0].port"},
-		"ports backwards":  {class(`{staticEndpoints: {nodePort: {ports: [{port: 30002, endPort: 30001}]}}}`), "endPort must not be smaller than port"},
-		"one port":         {class(`{staticEndpoints: {nodePort: {ports: [{port: 30002, endPort: 0}, {port: 30003, endPort: 30003}]}}}`), ""},
-		"env":              {class(`{statefulSet: {pod: {tailscaleContainer: {env: [{name: "1A"}]}}}}`), "spec.statefulSet.pod.tailscaleContainer.env[0].name"},
-		"label":            {class(`{statefulSet: {labels: {a: "not a label"}}}`), "spec.statefulSet.labels.a"},
-		"dnsPolicy":        {class(`{statefulSet: {pod: {dnsPolicy: Other}}}`), "spec.statefulSet.pod.dnsPolicy"},
-		"pullPolicy":       {class(`{statefulSet: {pod: {tailscaleContainer: {imagePullPolicy: Sometimes}}}}`), "imagePullPolicy"},
+		"empty class":            {class(`{}`), ""},
+		"class":                  {class(officialClass), ""},
+		"null statefulSet":       {class(`{statefulSet: null}`), ""},
+		"monitor":                {class(`{metrics: {enable: true, serviceMonitor: {enable: true, labels: {a: b}}}}`), ""},
+		"monitor alone":          {class(`{metrics: {enable: false, serviceMonitor: {enable: true}}}`), "metrics.serviceMonitor.enable needs metrics.enable"},
+		"no monitor":             {class(`{metrics: {enable: false, serviceMonitor: {enable: false}}}`), ""},
+		"no ports":               {class(`{staticEndpoints: {nodePort: {ports: []}}}`), "spec.staticEndpoints.nodePort.ports"},
+		"port":                   {class(`{staticEndpoints: {nodePort: {ports: [{port: 0}]}}}`), "spec.staticEndpoints.nodePort.ports[0].port"},
+		"port 65536":             {class(`{staticEndpoints: {nodePort: {ports: [{port: 65536}]}}}`), "spec.staticEndpoints.nodePort.ports[0].port"},
+		"ports backwards":        {class(`{staticEndpoints: {nodePort: {ports: [{port: 30002, endPort: 30001}]}}}`), "endPort must not be smaller than port"},
+		"one port":               {class(`{staticEndpoints: {nodePort: {ports: [{port: 30002, endPort: 0}, {port: 30003, endPort: 30003}]}}}`), ""},
+		"env":                    {class(`{statefulSet: {pod: {tailscaleContainer: {env: [{name: "1A"}]}}}}`), "spec.statefulSet.pod.tailscaleContainer.env[0].name"},
+		"label":                  {class(`{statefulSet: {labels: {a: "not a label"}}}`), "spec.statefulSet.labels.a"},
+		"dnsPolicy":              {class(`{statefulSet: {pod: {dnsPolicy: Other}}}`), "spec.statefulSet.pod.dnsPolicy"},
+		"recorder":               {recorder("r", `{}`), ""},
+		"official recorder":      {recorder("r", officialRecorder), ""},
+		"our recorder":           {recorder("r", ourRecorder), ""},
+		"recorders":              {recorder("r", `{replicas: 3}`), ""},
+		"no recorders":           {recorder("r", `{replicas: 0}`), ""},
+		"negative recorders":     {recorder("r", `{replicas: -1}`), "spec.replicas"},
+		"recorder's long name":   {recorder(long, `{}`), ""},
+		"recorder's longer name": {recorder(long+"a", `{}`), "more than 50 characters"},
+		"recorder's dot":         {recorder("a.b", `{}`), "contains a dot"},
+		"recorder operator":      {recorder("operator", `{}`), "the operator's own objects"},
+		"recorder's tag":         {recorder("r", `{tags: [k8s]}`), "spec.tags[0]"},
+		"recorder's tailnet":     {recorder("r", `{tailnet: other}`), "this operator has one tailnet"},
+		"s3":                     {recorder("r", `{storage: {s3: {endpoint: s3.example.com, bucket: b, credentials: {secret: {name: s}}}}}`), "use spec.storage.persistentVolumeClaim instead of s3"},
+		"no size":                {recorder("r", `{storage: {persistentVolumeClaim: {}}}`), "spec.storage.persistentVolumeClaim.size: Required value"},
+		"size 0":                 {recorder("r", `{storage: {persistentVolumeClaim: {size: 0}}}`), "size must be above 0"},
+		"size in words":          {recorder("r", `{storage: {persistentVolumeClaim: {size: large}}}`), "spec.storage.persistentVolumeClaim.size"},
+		"read only":              {recorder("r", `{storage: {persistentVolumeClaim: {size: 1Gi, accessModes: [ReadOnlyMany]}}}`), "accessModes[0]"},
+		"whenDeleted":            {recorder("r", `{storage: {persistentVolumeClaim: {size: 1Gi, whenDeleted: Archive}}}`), "whenDeleted"},
+		"keep":                   {recorder("r", `{recordings: {keep: 30d}}`), "spec.recordings.keep"},
+		"keep a negative time":   {recorder("r", `{recordings: {keep: -1h}}`), "spec.recordings.keep"},
+		"total":                  {recorder("r", `{recordings: {maxTotal: -1Gi}}`), "maxTotal must not be negative"},
+		"recording":              {recorder("r", `{recordings: {maxRecording: -1}}`), "maxRecording must not be negative"},
+		"free":                   {recorder("r", `{recordings: {minFree: "-1"}}`), "minFree must not be negative"},
+		"from":                   {recorder("r", `{recordings: {from: [k8s]}}`), "spec.recordings.from[0]"},
+		"recorder's account":     {recorder("r", `{statefulSet: {pod: {serviceAccount: {name: A}}}}`), "serviceAccount.name"},
+		"recorder's label":       {recorder("r", `{statefulSet: {pod: {labels: {a: "not a label"}}}}`), "spec.statefulSet.pod.labels.a"},
+
+		"pullPolicy": {class(`{statefulSet: {pod: {tailscaleContainer: {imagePullPolicy: Sometimes}}}}`), "imagePullPolicy"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			// Strict: a field that the definition lacks is an error.
@@ -157,6 +189,33 @@ func testCreate(t *testing.T, c client.Client) {
 		})
 	}
 }
+
+// officialRecorder uses each field that the official operator knows, but for s3.
+const officialRecorder = `
+  enableUI: true
+  tags: ["tag:k8s-recorder"]
+  replicas: 1
+  tailnet: ""
+  statefulSet:
+    labels: {a: b}
+    annotations: {a: b}
+    pod:
+      labels: {a: b}
+      annotations: {a: b}
+      affinity: {nodeAffinity: {}}
+      securityContext: {runAsUser: 1}
+      imagePullSecrets: [{name: a}]
+      nodeSelector: {a: b}
+      tolerations: [{operator: Exists}]
+      serviceAccount: {name: recorder, annotations: {a: b}}
+      container: {env: [{name: A, value: b}, {name: POD_UID, value: "1"}], image: a, imagePullPolicy: Always, resources: {limits: {cpu: 1}}, securityContext: {privileged: true}}
+`
+
+// ourRecorder uses each field that this project adds.
+const ourRecorder = `
+  storage: {persistentVolumeClaim: {size: 10Gi, storageClassName: fast, accessModes: [ReadWriteOncePod], whenDeleted: Delete}}
+  recordings: {keep: 720h30m, maxTotal: 9.5Gi, maxRecording: 0, minFree: 1000000, from: ["tag:k8s"]}
+`
 
 // officialClass uses each field that the official operator knows.
 const officialClass = `
@@ -208,6 +267,28 @@ func testUpdate(t *testing.T, c client.Client) {
 	}
 }
 
+func testUpdateRecorder(t *testing.T, c client.Client) {
+	t.Helper()
+	const storage = "spec.storage is immutable"
+	for name, test := range map[string]struct{ from, to, want string }{
+		"scale":           {`{}`, `{replicas: 3, recordings: {keep: 1h}}`, ""},
+		"tags":            {`{tags: ["tag:a"]}`, `{}`, "spec.tags is immutable"},
+		"storage added":   {`{}`, `{storage: {persistentVolumeClaim: {size: 1Gi}}}`, storage},
+		"storage removed": {`{storage: {persistentVolumeClaim: {size: 1Gi}}}`, `{}`, storage},
+		"larger":          {`{storage: {persistentVolumeClaim: {size: 1Gi}}}`, `{storage: {persistentVolumeClaim: {size: 2Gi}}}`, storage},
+		"the same":        {`{storage: {persistentVolumeClaim: {size: 1Gi}}}`, `{replicas: 2, storage: {persistentVolumeClaim: {size: 1Gi}}}`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			object := parse(t, recorder("updated-"+strings.ReplaceAll(name, " ", "-"), test.from))
+			if err := c.Create(t.Context(), object); err != nil {
+				t.Fatal(err)
+			}
+			object.Object["spec"] = parse(t, recorder("", test.to)).Object["spec"]
+			check(t, c.Update(t.Context(), object), test.want)
+		})
+	}
+}
+
 // testKubectl applies what the documentation has people apply, and looks at it as they do.
 func testKubectl(t *testing.T, c client.Client, cluster *kubernetes.Cluster) {
 	t.Helper()
@@ -240,6 +321,23 @@ func testKubectl(t *testing.T, c client.Client, cluster *kubernetes.Cluster) {
 	for i, want := range []string{"NAME STATUS URL TYPE AGE", "my-cluster ProxyGroupReady https://my-cluster.tailnet.ts.net kube-apiserver"} {
 		if got := strings.Join(strings.Fields(lines[i]), " "); !strings.HasPrefix(got, want) {
 			t.Errorf("kubectl get pg says %q, want %q", got, want)
+		}
+	}
+	r := &v1alpha1.Recorder{ObjectMeta: metav1.ObjectMeta{Name: "recorder"}}
+	if err := c.Create(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	r.Status.Devices = []v1alpha1.TailnetDevice{{Hostname: "recorder-0"}}
+	r.Status.Conditions = []metav1.Condition{{
+		Type: v1alpha1.RecorderReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonRecorderCreated, LastTransitionTime: metav1.NewTime(time.Now()),
+	}}
+	if err := c.Status().Update(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	lines = strings.Split(kubectl("get", "rec", "recorder"), "\n")
+	for i, want := range []string{"NAME STATUS DEVICE AGE", "recorder RecorderCreated recorder-0"} {
+		if got := strings.Join(strings.Fields(lines[i]), " "); !strings.HasPrefix(got, want) {
+			t.Errorf("kubectl get rec says %q, want %q", got, want)
 		}
 	}
 }

@@ -42,6 +42,19 @@ const (
 	ReasonKubeAPIServerProxyNoBackends = "KubeAPIServerProxyNoBackends"
 )
 
+// RecorderReady is the type of the condition of a Recorder that is true when all its
+// replicas take recordings. Its message names the fields that have no effect, and says when
+// recordings are lost with their pod.
+const RecorderReady = "RecorderReady"
+
+// Reasons of RecorderReady, as in the column STATUS.
+const (
+	ReasonRecorderCreated        = "RecorderCreated"
+	ReasonRecorderCreating       = "RecorderCreating"
+	ReasonRecorderCreationFailed = "RecorderCreationFailed"
+	ReasonRecorderInvalid        = "RecorderInvalid"
+)
+
 // ProxyClassReady is the type of the condition of a ProxyClass. It is true when ProxyGroups
 // can use the class; its message names the fields that have no effect.
 const ProxyClassReady = "ProxyClassReady"

@@ -147,55 +147,11 @@ type HostnamePrefix string
 
 // ProxyGroupStatus is what the operator made of a group.
 type ProxyGroupStatus struct {
-	// What is true of the group now: whether it can be reached (ProxyGroupReady), and what
-	// that takes. The message of a condition that is not true says what to do.
-	// +listType=map
-	// +listMapKey=type
-	// +optional
-	Conditions []metav1.Condition `json:"conditions,omitempty"`
-
-	// Devices of the replicas that are on the tailnet.
-	// +listType=map
-	// +listMapKey=hostname
-	// +optional
-	Devices []TailnetDevice `json:"devices,omitempty"`
+	ReplicaStatus `json:",inline"`
 
 	// Where kube-apiserver can be reached on the tailnet. Empty while nobody can connect.
 	// +optional
 	URL string `json:"url,omitempty"`
-
-	// What the operator made on the tailnet for the group and has not yet seen gone. It is
-	// deleted by this list.
-	// +optional
-	Tailnet *TailnetObjects `json:"tailnet,omitempty"`
-}
-
-// TailnetObjects are objects on the tailnet.
-type TailnetObjects struct {
-	// Names of Tailscale Services.
-	// +listType=set
-	// +optional
-	Services []string `json:"services,omitempty"`
-
-	// IDs of devices.
-	// +listType=set
-	// +optional
-	Devices []string `json:"devices,omitempty"`
-}
-
-// TailnetDevice is a replica's device.
-type TailnetDevice struct {
-	// Name of the device on the tailnet: the first label of its full name.
-	Hostname string `json:"hostname"`
-
-	// Addresses of the device on the tailnet.
-	// +optional
-	TailnetIPs []string `json:"tailnetIPs,omitempty"`
-
-	// Addresses and UDP ports outside the tailnet at which others can reach the device
-	// directly, from the ProxyClass' staticEndpoints.
-	// +optional
-	StaticEndpoints []string `json:"staticEndpoints,omitempty"`
 }
 
 // defaultReplicas is how many replicas a group has that does not say.
@@ -234,3 +190,6 @@ func (g *ProxyGroup) HostnamePrefix() string {
 	}
 	return string(g.Spec.HostnamePrefix)
 }
+
+// ReplicaStatus returns the part of the status that all kinds with replicas have, to change.
+func (g *ProxyGroup) ReplicaStatus() *ReplicaStatus { return &g.Status.ReplicaStatus }

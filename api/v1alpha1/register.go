@@ -14,7 +14,7 @@ var GroupVersion = schema.GroupVersion{Group: "tailscale.com", Version: "v1alpha
 
 // AddToScheme makes a scheme know the types of this package.
 func AddToScheme(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(GroupVersion, &ProxyGroup{}, &ProxyGroupList{}, &ProxyClass{}, &ProxyClassList{})
+	scheme.AddKnownTypes(GroupVersion, &ProxyGroup{}, &ProxyGroupList{}, &ProxyClass{}, &ProxyClassList{}, &Recorder{}, &RecorderList{})
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }

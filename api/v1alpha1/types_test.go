@@ -47,3 +47,23 @@ func TestWithoutEffect(t *testing.T) {
 		}
 	}
 }
+
+func TestRecorder(t *testing.T) {
+	r := &v1alpha1.Recorder{}
+	r.Name = "r"
+	if r.Replicas() != 1 || r.HostnamePrefix() != "r" || r.Durable() || v1alpha1.RecorderWithoutEffect(&r.Spec) != nil {
+		t.Errorf("defaults are %d, %q, durable %t", r.Replicas(), r.HostnamePrefix(), r.Durable())
+	}
+	if err := yaml.UnmarshalStrict([]byte(recorder("r", ourRecorder)), r); err != nil {
+		t.Fatal(err)
+	}
+	if !r.Durable() {
+		t.Error("recordings on a volume are not durable")
+	}
+	if err := yaml.UnmarshalStrict([]byte(recorder("r", officialRecorder)), r); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := v1alpha1.RecorderWithoutEffect(&r.Spec), []string{"spec.enableUI", "spec.statefulSet.pod.container.env[POD_UID]"}; !slices.Equal(got, want) {
+		t.Errorf("without effect are %q, want %q", got, want)
+	}
+}
