@@ -32,7 +32,7 @@ func newProxyOptions(t *testing.T, server string) *proxyOptions {
 // asReplica makes o the right options of a replica of a ProxyGroup.
 func asReplica(o *proxyOptions) *replicaOptions {
 	o.tls, o.tags = tlsACME, []string{"tag:k8s"}
-	o.replica = replicaOptions{service: "svc:kube", namespace: "n", stateSecret: "g-0", authKeySecret: "g-0-config", tlsSecret: "g-tls", lease: "g", impersonator: "i"}
+	o.replica = replicaOptions{service: "svc:kube", podOptions: podOptions{namespace: "n", stateSecret: "g-0", authKeySecret: "g-0-config"}, tlsSecret: "g-tls", lease: "g", impersonator: "i"}
 	return &o.replica
 }
 

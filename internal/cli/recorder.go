@@ -12,10 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
-	"text/tabwriter"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +42,7 @@ type recorderOptions struct {
 	recording      string
 	free           string
 	open           int
+	pod            podOptions
 
 	limits recorder.Limits
 }
@@ -58,17 +56,19 @@ func newRecorderCommand(o *recorderOptions, env environment, logs io.Writer) *co
 		Use:   "recorder",
 		Short: "Keep recordings of sessions that proxies of the tailnet send",
 		Long: "Keep recordings of sessions that proxies of the tailnet send. It is the recorder that a grant of the\n" +
-			"tailnet policy names by its tag. The recordings are asciicast files; list and play show them.",
+			"tailnet policy names by its tag. The recordings are asciicast files; list and play show them.\n\n" +
+			"With --state-secret it is a replica of a Recorder. The operator runs it with all the flags that this\n" +
+			"needs; the environment variables POD_UID and POD_NAMESPACE complete them.",
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := o.service(env, logs)
+			s, err := o.service(c.Context(), env, logs)
 			if err != nil {
 				return err
 			}
 			return s.run(c.Context())
 		},
 	}
-	c.PersistentFlags().StringVar(&o.dir, "dir", "", "folder of the recordings, which exists")
+	c.PersistentFlags().StringVar(&o.dir, "dir", env("RECORDINGS_DIR"), "folder of the recordings, which exists (or RECORDINGS_DIR)")
 	flags := c.Flags()
 	flags.StringVar(&o.hostname, "hostname", "recorder", "name of the device on the tailnet")
 	flags.StringVar(&o.loginServer, "login-server", "", "control server; empty means Tailscale's")
@@ -84,7 +84,8 @@ func newRecorderCommand(o *recorderOptions, env environment, logs io.Writer) *co
 	flags.StringVar(&o.free, "min-free", "256Mi", "how much of the file system is left free; recordings are refused below")
 	flags.IntVar(&o.open, "max-open", 1000, "how many recordings may be made at a time")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	c.AddCommand(newRecorderList(o), newRecorderPlay())
+	o.pod.add(flags)
+	c.AddCommand(newRecorderList(o), newRecorderPlay(o))
 	return c
 }
 
@@ -103,6 +104,9 @@ func (o *recorderOptions) check() error {
 		return badSetting("--from", "", "give the tags of the proxies, for example tag:k8s")
 	}
 	if err := validTags("--from", o.from); err != nil {
+		return err
+	}
+	if err := o.checkPod(); err != nil {
 		return err
 	}
 	if _, _, err := net.SplitHostPort(o.metricsAddress); err != nil {
@@ -131,6 +135,19 @@ func (o *recorderOptions) check() error {
 	return nil
 }
 
+// checkPod checks the flags of a pod.
+func (o *recorderOptions) checkPod() error {
+	switch {
+	case o.pod.stateSecret == "" && o.pod.authKeySecret != "":
+		return badSetting("--auth-key-secret", o.pod.authKeySecret, "goes with --state-secret")
+	case o.pod.stateSecret != "" && o.pod.authKeySecret == "":
+		return badSetting("--auth-key-secret", "", "--state-secret needs it")
+	case o.pod.stateSecret != "" && o.authKeyFile != "":
+		return badSetting("--auth-key-file", o.authKeyFile, "the auth keys of a replica come from --auth-key-secret")
+	}
+	return nil
+}
+
 func (o *recorderOptions) checkDir() error {
 	if info, err := os.Stat(o.dir); o.dir == "" || err != nil || !info.IsDir() {
 		return badSetting("--dir", o.dir, "give a folder that exists")
@@ -146,12 +163,17 @@ type recorderService struct {
 	registry *prometheus.Registry
 	handler  *recorder.Handler
 	log      *slog.Logger
+	// state is the Secret with the node's state, or nil when that is elsewhere, and podUID
+	// the pod that this process is.
+	state  *tailnet.SecretStore
+	podUID string
 
 	listening atomic.Bool
 }
 
-// service returns what the options describe, or what is wrong with them.
-func (o *recorderOptions) service(env environment, logs io.Writer) (*recorderService, error) {
+// service returns what the options describe, or what is wrong with them. It joins nothing.
+// It waits for a state Secret until ctx is done.
+func (o *recorderOptions) service(ctx context.Context, env environment, logs io.Writer) (*recorderService, error) {
 	log, err := newLogger(logs, "--log-level", o.logLevel)
 	if err != nil {
 		return nil, err
@@ -163,13 +185,10 @@ func (o *recorderOptions) service(env environment, logs io.Writer) (*recorderSer
 	if config.ControlURL, err = loginServer("--login-server", o.loginServer); err != nil {
 		return nil, err
 	}
-	if config.Keys, err = fixedKey(env, o.authKeyFile); err != nil {
+	s := &recorderService{options: o, registry: newRegistry(), log: log, podUID: env("POD_UID")}
+	if err := s.keepState(ctx, env, &config); err != nil {
 		return nil, err
 	}
-	if config.Dir, err = makeStateDir(o.stateDir, o.hostname); err != nil {
-		return nil, err
-	}
-	s := &recorderService{options: o, registry: newRegistry(), log: log}
 	if s.store, err = recorder.NewStore(o.dir, o.limits, log); err != nil {
 		return nil, badSetting("--dir", o.dir, err.Error())
 	}
@@ -178,6 +197,33 @@ func (o *recorderOptions) service(env environment, logs io.Writer) (*recorderSer
 	}
 	s.handler = recorder.NewHandler(recorder.HandlerConfig{Store: s.store, Peers: s.node, Tags: o.from, Log: log, Metrics: s.registry})
 	return s, nil
+}
+
+// keepState tells config where the device's state and its auth key are: in Secrets of the
+// cluster, or in files.
+func (s *recorderService) keepState(ctx context.Context, env environment, config *tailnet.Config) (err error) {
+	o := s.options
+	if o.pod.stateSecret == "" {
+		if config.Keys, err = fixedKey(env, o.authKeyFile); err != nil {
+			return err
+		}
+		config.Dir, err = makeStateDir(o.stateDir, o.hostname)
+		return err
+	}
+	routeLibraryLogs(s.log)
+	if err := o.pod.findNamespace(env); err != nil {
+		return err
+	}
+	cluster, err := clusterConfig("KUBECONFIG", env("KUBECONFIG"))
+	if err != nil {
+		return err
+	}
+	client, err := newKubernetesClient(cluster)
+	if err != nil {
+		return err
+	}
+	s.state, err = o.pod.join(ctx, client, config, o.stateDir)
+	return err
 }
 
 // run serves until ctx is done, lets open recordings end, and returns nil; or returns
@@ -190,7 +236,9 @@ func (s *recorderService) run(ctx context.Context) error {
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	group, life := errgroup.WithContext(life)
-	group.Go(func() error { return serveHealth(life, s.log, pod, s.registry, s.checks(ctx)...) })
+	checks := s.checks(ctx)
+	s.observe(checks)
+	group.Go(func() error { return serveHealth(life, s.log, pod, s.registry, checks...) })
 	if err := s.node.Start(ctx); ctx.Err() != nil {
 		return nil // told to end before there was anything to drain
 	} else if err != nil {
@@ -199,6 +247,11 @@ func (s *recorderService) run(ctx context.Context) error {
 	defer func() { _ = s.node.Close() }() // the process ends; there is nothing to do about an error
 	group.Go(func() error { return s.node.Run(life) })
 	group.Go(func() error { return s.store.Run(life) })
+	if s.state != nil {
+		group.Go(func() error {
+			return s.node.Report(life, s.state, s.podUID, func(ctx context.Context) map[string]string { return health.Failing(ctx, checks...) })
+		})
+	}
 	group.Go(func() error {
 		defer end()
 		serving, stop := context.WithCancel(ctx)
@@ -254,89 +307,14 @@ func (s *recorderService) checks(ctx context.Context) []health.Check {
 	}
 }
 
-func newRecorderList(o *recorderOptions) *cobra.Command {
-	return &cobra.Command{
-		Use:   "list",
-		Short: "List the recordings in a folder, the oldest first",
-		Args:  noArguments,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := o.checkDir(); err != nil {
-				return err
-			}
-			list, err := recorder.List(o.dir)
-			if err != nil {
-				return err
-			}
-			return printRecordings(c.OutOrStdout(), o.dir, list)
-		},
-	}
-}
-
-// printRecordings prints a table. What a caller chose is quoted.
-func printRecordings(w io.Writer, dir string, list []recorder.Info) error {
-	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "STARTED\tWHO\tFROM\tWHAT\tPOD\tCOMMAND\tBYTES\tWHOLE\tFILE") // Flush tells of an error
-	for _, info := range list {
-		h := info.Header
-		started, kind, pod, who := "?", "?", "?", h.SrcNodeUser
-		if h.Timestamp != 0 {
-			started = time.Unix(h.Timestamp, 0).UTC().Format(time.RFC3339)
+// observe registers the metric whether all is well.
+func (s *recorderService) observe(checks []health.Check) {
+	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "tailhelm", Subsystem: "recorder", Name: "ready", Help: "1 while /readyz says that the recorder takes recordings.",
+	}, func() float64 {
+		if len(health.Failing(context.Background(), checks...)) > 0 {
+			return 0
 		}
-		if k := h.Kubernetes; k != nil {
-			kind, pod = k.SessionType, k.Namespace+"/"+k.PodName
-		}
-		if who == "" {
-			who = strings.Join(h.SrcNodeTags, ",")
-		}
-		file, err := filepath.Rel(dir, info.Path)
-		if err != nil {
-			file = info.Path
-		}
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%q\t%d\t%t\t%s\n", started, plain(who), plain(h.SrcNode), plain(kind), plain(pod), h.Command, info.Bytes, info.Whole, plain(file))
-	}
-	return table.Flush()
-}
-
-// plain returns s, quoted if a terminal would make more of it than text.
-func plain(s string) string {
-	if s == "" {
-		return "-"
-	}
-	if quoted := fmt.Sprintf("%q", s); quoted[1:len(quoted)-1] != s {
-		return quoted
-	}
-	return s
-}
-
-func newRecorderPlay() *cobra.Command {
-	var o recorder.PlayOptions
-	c := &cobra.Command{
-		Use:   "play FILE",
-		Short: "Play a recording in this terminal",
-		Long: "Play a recording in this terminal. The terminal does what the session's did: a program in a\n" +
-			"container chose those bytes. Use a terminal that is not better than that.",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return &settingError{"give the file of one recording"}
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, args []string) error {
-			if o.Speed < 0 {
-				return badSetting("--speed", fmt.Sprint(o.Speed), "give a number above 0, or 0 for at once")
-			}
-			if o.Idle < 0 {
-				return badSetting("--idle", o.Idle.String(), "give a duration, for example 2s, or 0 for pauses as they were")
-			}
-			f, err := os.Open(args[0])
-			if err != nil {
-				return err
-			}
-			defer func() { _ = f.Close() }()
-			return recorder.Play(c.Context(), c.OutOrStdout(), f, o)
-		},
-	}
-	c.Flags().Float64Var(&o.Speed, "speed", 1, "how many times as fast as the session; 0 means at once")
-	c.Flags().DurationVar(&o.Idle, "idle", 2*time.Second, "how long a pause gets at most; 0 means as long as it was")
-	return c
+		return 1
+	}))
 }

@@ -35,6 +35,10 @@ func TestRecorderOptions(t *testing.T) {
 		"no time to drain":  {[]string{"--drain-timeout=0"}, `--drain-timeout="0s"`},
 		"no port":           {[]string{"--metrics-address=localhost"}, `--metrics-address="localhost"`},
 		"a bad level":       {[]string{"--log-level=loud"}, `--log-level="loud"`},
+		"a key, no state":   {[]string{"--auth-key-secret=r-0-config"}, `--auth-key-secret="r-0-config"`},
+		"a state, no key":   {[]string{"--state-secret=r-0"}, `--auth-key-secret=""`},
+		"two keys":          {[]string{"--state-secret=r-0", "--auth-key-secret=r-0-config", "--auth-key-file=f"}, `--auth-key-file="f"`},
+		"no namespace":      {[]string{"--state-secret=r-0", "--auth-key-secret=r-0-config"}, `--namespace=""`},
 		"a bad server":      {[]string{"--login-server=headscale"}, `--login-server="headscale"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -43,7 +47,7 @@ func TestRecorderOptions(t *testing.T) {
 			if err := c.ParseFlags(append([]string{"--dir=" + dir, "--state-dir=" + t.TempDir()}, tc.args...)); err != nil {
 				t.Fatal(err)
 			}
-			_, err := o.service(vars{}.environment(), io.Discard)
+			_, err := o.service(t.Context(), vars{}.environment(), io.Discard)
 			checkSetting(t, err, tc.want)
 			if err != nil && strings.Contains(err.Error(), "\n") {
 				t.Errorf("the error has several lines: %q", err)

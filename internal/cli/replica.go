@@ -8,7 +8,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -23,10 +22,8 @@ import (
 
 // replicaOptions are the flags that make the command proxy a replica of a ProxyGroup.
 type replicaOptions struct {
-	service         string
-	namespace       string
-	stateSecret     string
-	authKeySecret   string
+	service string
+	podOptions
 	tlsSecret       string
 	lease           string
 	impersonator    string
@@ -39,9 +36,7 @@ type replicaOptions struct {
 // add defines the flags.
 func (o *replicaOptions) add(flags *pflag.FlagSet) {
 	flags.StringVar(&o.service, "service", "", "Tailscale Service to be a host of, for example svc:my-cluster; the following flags go with it")
-	flags.StringVar(&o.namespace, "namespace", "", "namespace of the Secrets, the Lease and the impersonator (or POD_NAMESPACE)")
-	flags.StringVar(&o.stateSecret, "state-secret", "", "Secret with the device's state, which exists")
-	flags.StringVar(&o.authKeySecret, "auth-key-secret", "", "Secret in which the operator issues auth keys")
+	o.podOptions.add(flags)
 	flags.StringVar(&o.tlsSecret, "tls-secret", "", "Secret with the Service's certificate, which the replicas share")
 	flags.StringVar(&o.lease, "lease", "", "Lease that decides which replica orders the certificate")
 	flags.StringVar(&o.impersonator, "impersonator", "kube-apiserver-auth-proxy", "in mode auth: ServiceAccount with whose tokens callers are impersonated")
@@ -117,8 +112,8 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 	if err != nil {
 		return nil, err
 	}
-	if r.namespace = cmp.Or(r.namespace, env("POD_NAMESPACE")); r.namespace == "" {
-		return nil, badSetting("--namespace", "", "give the namespace of the replica's Secrets")
+	if err := r.findNamespace(env); err != nil {
+		return nil, err
 	}
 	if config.Endpoints, err = r.endpoints(); err != nil {
 		return nil, err
@@ -130,17 +125,11 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 	if err != nil {
 		return nil, err
 	}
-	state, err := tailnet.NewSecretStore(ctx, client, r.namespace, r.stateSecret, config.Log)
+	state, err := r.join(ctx, client, &config, o.stateDir)
 	if err != nil {
 		return nil, err
 	}
-	config.Store, config.AcceptRoutes = state, r.acceptRoutes
-	config.Keys = &tailnet.SecretKeys{Client: client, Namespace: r.namespace, Name: r.authKeySecret, State: state}
-	if config.Dir = o.stateDir; config.Dir == "" {
-		if config.Dir, err = os.MkdirTemp("", "tailhelm-"); err != nil {
-			return nil, badSetting("--state-dir", "", err.Error())
-		}
-	}
+	config.AcceptRoutes = r.acceptRoutes
 	node, err := tailnet.NewNode(config)
 	if err != nil {
 		return nil, err
