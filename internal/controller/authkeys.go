@@ -17,20 +17,20 @@ import (
 
 // keyBurst is how many auth keys a replica may have one after the other; then it may have
 // one per timing.keyEvery. Who holds a replica can ask for keys, and make a device with
-// the group's tags of each.
+// the parent's tags of each.
 const keyBurst = 5
 
 // ensureKeys gives the replicas that need one an auth key, and takes away those that
 // were used.
-func (p *pass) ensureKeys(ctx context.Context) error {
+func (f *fleet) ensureKeys(ctx context.Context) error {
 	var errs []error
-	for _, r := range p.wanted() {
-		if err := p.ensureKey(ctx, r); err != nil {
+	for _, r := range f.wanted() {
+		if err := f.ensureKey(ctx, r); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	api, other := firstAPI(errs...)
-	return errors.Join(p.noteAPI(api), other)
+	return errors.Join(f.noteAPI(api), other)
 }
 
 // ensureKey does what the state of one replica asks for:
@@ -42,39 +42,39 @@ func (p *pass) ensureKeys(ctx context.Context) error {
 //   - a device, and a key: take the key away. It was for one login.
 //
 // A replica has one key at a time: before another one is minted, the last one is revoked.
-func (p *pass) ensureKey(ctx context.Context, r replica) error {
+func (f *fleet) ensureKey(ctx context.Context, r replica) error {
 	key, ends := string(r.config.Data[keyAuthKey]), annotatedTime(r.config, annotationKeyEnds)
 	usable := key != "" && time.Now().Before(ends)
 	device := r.deviceID()
 	refused, asks := r.state.Data[tailnet.KeyReissue]
 	if asks {
-		return p.reissueKey(ctx, r, usable && key != string(refused))
+		return f.reissueKey(ctx, r, usable && key != string(refused))
 	}
 	switch {
 	case device == "" && !usable:
-		_, err := p.mintKey(ctx, r, "")
+		_, err := f.mintKey(ctx, r, "")
 		return err
 	case device != "" && key != "" && (!usable || r.config.Annotations[annotationKeyReplaces] != device):
-		return p.dropKey(ctx, r)
+		return f.dropKey(ctx, r)
 	case key != "":
-		p.lookAgain(max(time.Until(ends), time.Second))
+		f.lookAgain(max(time.Until(ends), time.Second))
 	}
 	return nil
 }
 
 // reissueKey gives a replica that asks for it another auth key, unless it has one that
 // it has not seen yet.
-func (p *pass) reissueKey(ctx context.Context, r replica, has bool) error {
+func (f *fleet) reissueKey(ctx context.Context, r replica, has bool) error {
 	if has {
-		return p.dropMarker(ctx, r)
+		return f.dropMarker(ctx, r)
 	}
-	if minted, err := p.mintKey(ctx, r, r.deviceID()); err != nil || !minted {
+	if minted, err := f.mintKey(ctx, r, r.deviceID()); err != nil || !minted {
 		return err
 	}
 	if r.deviceID() != "" || len(r.state.Data[tailnet.KeyReissue]) > 0 { // else it was only faster than we
-		p.event(p.group, corev1.EventTypeWarning, "AuthKeyReissued", "EnsureAuthKey", "replica %d could not log in and got another auth key", r.ordinal)
+		f.event(corev1.EventTypeWarning, "AuthKeyReissued", "EnsureAuthKey", "replica %d could not log in and got another auth key", r.ordinal)
 	}
-	return p.dropMarker(ctx, r)
+	return f.dropMarker(ctx, r)
 }
 
 // annotatedTime returns the time that an annotation of a config Secret holds, or the zero
@@ -90,14 +90,14 @@ func annotatedTime(config *corev1.Secret, name string) time.Time {
 // mayMint returns when a replica may have another auth key, and when it may have keyBurst
 // of them again after that. Both come of what the config Secret tells, which replicas
 // cannot write.
-func (p *pass) mayMint(config *corev1.Secret, now time.Time) (at, full time.Time) {
+func (f *fleet) mayMint(config *corev1.Secret, now time.Time) (at, full time.Time) {
 	full = annotatedTime(config, annotationKeyBudget)
 	if full.Before(now) {
 		full = now
 	}
-	full = full.Add(p.config.timing.keyEvery)
-	at = full.Add(-keyBurst * p.config.timing.keyEvery)
-	if next := annotatedTime(config, annotationKeyMinted).Add(p.config.timing.reissue); next.After(at) {
+	full = full.Add(f.config.timing.keyEvery)
+	at = full.Add(-keyBurst * f.config.timing.keyEvery)
+	if next := annotatedTime(config, annotationKeyMinted).Add(f.config.timing.reissue); next.After(at) {
 		at = next
 	}
 	return at, full
@@ -105,26 +105,26 @@ func (p *pass) mayMint(config *corev1.Secret, now time.Time) (at, full time.Time
 
 // mintKey puts a fresh auth key into a replica's config Secret, unless it has had too
 // many. device is the device that the login replaces, or "".
-func (p *pass) mintKey(ctx context.Context, r replica, device string) (minted bool, err error) {
+func (f *fleet) mintKey(ctx context.Context, r replica, device string) (minted bool, err error) {
 	now := time.Now()
-	at, full := p.mayMint(r.config, now)
+	at, full := f.mayMint(r.config, now)
 	if at.After(now) {
-		p.lookAgain(at.Sub(now))
-		p.noKey[r.ordinal] = at
+		f.lookAgain(at.Sub(now))
+		f.noKey[r.ordinal] = at
 		return false, nil
 	}
-	if err := p.dropKey(ctx, r); err != nil {
+	if err := f.dropKey(ctx, r); err != nil {
 		return false, err
 	}
 	var key tailapi.Key
-	err = p.gate.do(func(api *tailapi.Client) (err error) {
-		key, err = api.CreateKey(ctx, p.tags(), "ProxyGroup "+p.group.Name, p.config.timing.keyLife)
+	err = f.gate.do(func(api *tailapi.Client) (err error) {
+		key, err = api.CreateKey(ctx, f.tags, f.kind.name+" "+f.parent.GetName(), f.config.timing.keyLife)
 		return err
 	})
 	if err != nil {
 		return false, err
 	}
-	err = p.patchSecret(ctx, r.config, func(s *corev1.Secret) {
+	err = f.patchSecret(ctx, r.config, func(s *corev1.Secret) {
 		if s.Data == nil {
 			s.Data = map[string][]byte{}
 		}
@@ -136,33 +136,33 @@ func (p *pass) mintKey(ctx context.Context, r replica, device string) (minted bo
 		annotate(s, annotationKeyBudget, full.UTC().Format(time.RFC3339Nano))
 	})
 	if err != nil {
-		p.revoke(ctx, key.ID) // nobody would know of it
+		f.revoke(ctx, key.ID) // nobody would know of it
 		return false, err
 	}
-	if full.Sub(now) > (keyBurst-1)*p.config.timing.keyEvery {
-		p.event(p.group, corev1.EventTypeWarning, "AuthKeysUsedUp", "EnsureAuthKey",
+	if full.Sub(now) > (keyBurst-1)*f.config.timing.keyEvery {
+		f.event(corev1.EventTypeWarning, "AuthKeysUsedUp", "EnsureAuthKey",
 			"replica %d has had %d auth keys in a short time, and now gets one per %v at most: its log says why it does not stay logged in; if nothing explains it, replace the replica and look who had access to it",
-			r.ordinal, keyBurst, p.config.timing.keyEvery)
+			r.ordinal, keyBurst, f.config.timing.keyEvery)
 	}
 	return true, nil
 }
 
 // revoke deletes an auth key that nobody is to use any more. It is an attempt: the key
 // ends by itself.
-func (p *pass) revoke(ctx context.Context, id string) {
-	if err := p.gate.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) }); err != nil {
-		p.config.Log.InfoContext(ctx, "an auth key was not revoked, and ends by itself", "proxyGroup", p.group.Name, "key", id, "error", err)
+func (f *fleet) revoke(ctx context.Context, id string) {
+	if err := f.gate.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) }); err != nil {
+		f.config.Log.InfoContext(ctx, "an auth key was not revoked, and ends by itself", f.kind.label, f.parent.GetName(), "key", id, "error", err)
 	}
 }
 
 // dropKey revokes a replica's auth key and removes it from the config Secret. A key that
 // was used is void already; one that was not must not stay behind.
-func (p *pass) dropKey(ctx context.Context, r replica) error {
+func (f *fleet) dropKey(ctx context.Context, r replica) error {
 	if id := r.config.Annotations[annotationKeyID]; id != "" && time.Now().Before(annotatedTime(r.config, annotationKeyEnds)) {
-		err := p.gate.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) })
+		err := f.gate.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) })
 		var e *tailapi.Error
 		if errors.As(err, &e) && e.Kind == tailapi.KindInvalid {
-			p.config.Log.InfoContext(ctx, "an auth key need not be revoked", "proxyGroup", p.group.Name, "key", id, "error", err)
+			f.config.Log.InfoContext(ctx, "an auth key need not be revoked", f.kind.label, f.parent.GetName(), "key", id, "error", err)
 		} else if err != nil {
 			return err
 		}
@@ -170,7 +170,7 @@ func (p *pass) dropKey(ctx context.Context, r replica) error {
 	if r.config.Annotations[annotationKeyID] == "" && r.config.Data[keyAuthKey] == nil {
 		return nil
 	}
-	return p.patchSecret(ctx, r.config, func(s *corev1.Secret) {
+	return f.patchSecret(ctx, r.config, func(s *corev1.Secret) {
 		delete(s.Data, keyAuthKey)
 		for _, name := range []string{annotationKeyID, annotationKeyEnds, annotationKeyReplaces} {
 			delete(s.Annotations, name)
@@ -179,14 +179,14 @@ func (p *pass) dropKey(ctx context.Context, r replica) error {
 }
 
 // dropMarker tells a replica that it has another key.
-func (p *pass) dropMarker(ctx context.Context, r replica) error {
-	return p.patchSecret(ctx, r.state, func(s *corev1.Secret) { delete(s.Data, tailnet.KeyReissue) })
+func (f *fleet) dropMarker(ctx context.Context, r replica) error {
+	return f.patchSecret(ctx, r.state, func(s *corev1.Secret) { delete(s.Data, tailnet.KeyReissue) })
 }
 
 // waitsForKey says that a replica has had too many auth keys, or returns "".
-func (p *pass) waitsForKey(r replica) string {
-	at, ok := p.noKey[r.ordinal]
-	if !ok || time.Until(at) <= p.config.timing.reissue {
+func (f *fleet) waitsForKey(r replica) string {
+	at, ok := f.noKey[r.ordinal]
+	if !ok || time.Until(at) <= f.config.timing.reissue {
 		return ""
 	}
 	return fmt.Sprintf("has had %d auth keys in a short time, and gets the next one at %s: its log says why it does not stay logged in", keyBurst, at.UTC().Format(time.RFC3339))

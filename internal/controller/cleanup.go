@@ -58,13 +58,13 @@ type Cleanup struct {
 	core   typedcorev1.CoreV1Interface
 }
 
-// Run deletes the operator's groups, stops the operator, and deletes its device and
+// Run deletes the operator's ProxyGroups and Recorders, stops the operator, and deletes its device and
 // the state of it. What cannot be deleted is logged: an uninstallation must end. Only an
 // API server that cannot be asked is an error.
 func (c Cleanup) Run(ctx context.Context) error {
 	s, err := scheme()
 	if err != nil {
-		return fmt.Errorf("the types of groups: %w", err)
+		return fmt.Errorf("the types of our kinds: %w", err)
 	}
 	if c.client, err = client.New(c.Cluster, client.Options{Scheme: s}); err != nil {
 		return fmt.Errorf("a client for the API server: %w", err)
@@ -77,7 +77,7 @@ func (c Cleanup) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	if err := c.deleteGroups(ctx); err != nil {
+	if err := c.deleteParents(ctx); err != nil {
 		return err
 	}
 	if err := c.stopOperator(ctx); err != nil {
@@ -86,48 +86,73 @@ func (c Cleanup) Run(ctx context.Context) error {
 	return c.deleteDevice(ctx)
 }
 
-// groups returns those of the operator.
-func (c Cleanup) groups(ctx context.Context) ([]v1alpha1.ProxyGroup, error) {
-	var list v1alpha1.ProxyGroupList
-	if err := c.client.List(ctx, &list); meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
-		return nil, nil // the kind is not installed
-	} else if err != nil {
+// parents returns the ProxyGroups and Recorders of the operator.
+func (c Cleanup) parents(ctx context.Context) ([]parent, error) {
+	var own []parent
+	add := func(object parent) {
+		if object.GetAnnotations()[annotationOperator] == c.Operator {
+			own = append(own, object)
+		}
+	}
+	var groups v1alpha1.ProxyGroupList
+	if err := c.list(ctx, &groups); err != nil {
 		return nil, fmt.Errorf("listing ProxyGroups: %w", err)
 	}
-	var own []v1alpha1.ProxyGroup
-	for _, g := range list.Items {
-		if g.Annotations[annotationOperator] == c.Operator {
-			own = append(own, g)
-		}
+	for i := range groups.Items {
+		add(&groups.Items[i])
+	}
+	var recorders v1alpha1.RecorderList
+	if err := c.list(ctx, &recorders); err != nil {
+		return nil, fmt.Errorf("listing Recorders: %w", err)
+	}
+	for i := range recorders.Items {
+		add(&recorders.Items[i])
 	}
 	return own, nil
 }
 
-// deleteGroups deletes the groups, more and more firmly.
-func (c Cleanup) deleteGroups(ctx context.Context) error {
+// list reads a list, which is empty when its kind is not installed.
+func (c Cleanup) list(ctx context.Context, list client.ObjectList) error {
+	err := c.client.List(ctx, list)
+	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// kindOf names the kind of a parent.
+func kindOf(object parent) string {
+	if _, ok := object.(*v1alpha1.Recorder); ok {
+		return kindRecorder
+	}
+	return kindProxyGroup
+}
+
+// deleteParents deletes the ProxyGroups and Recorders, more and more firmly.
+func (c Cleanup) deleteParents(ctx context.Context) error {
 	steps := []struct {
 		firmness string
-		do       func(context.Context, *v1alpha1.ProxyGroup) error
+		do       func(context.Context, parent) error
 		wait     time.Duration
 	}{
-		{"", func(ctx context.Context, g *v1alpha1.ProxyGroup) error { return c.client.Delete(ctx, g) }, c.Timeout / 2},
+		{"", func(ctx context.Context, object parent) error { return c.client.Delete(ctx, object) }, c.Timeout / 2},
 		{"what it has in the tailnet may stay there now", c.abandon, c.Timeout / 4},
 		{"its finalizer is removed, because the operator does not work; look for its Service and devices in the admin console", c.release, c.Timeout / 8},
 	}
 	for _, step := range steps {
-		groups, err := c.groups(ctx)
+		parents, err := c.parents(ctx)
 		if err != nil {
 			return err
 		}
-		for i := range groups {
-			c.Log.InfoContext(ctx, "deleting a ProxyGroup", "name", groups[i].Name, "note", step.firmness)
-			if err := c.change(ctx, &groups[i], step.do); err != nil {
-				return fmt.Errorf("deleting ProxyGroup %s: %w", groups[i].Name, err)
+		for _, object := range parents {
+			c.Log.InfoContext(ctx, "deleting a "+kindOf(object), "name", object.GetName(), "note", step.firmness)
+			if err := c.change(ctx, object, step.do); err != nil {
+				return fmt.Errorf("deleting %s %s: %w", kindOf(object), object.GetName(), err)
 			}
 		}
 		err = wait.PollUntilContextTimeout(ctx, cleanupInterval, step.wait, true, func(ctx context.Context) (bool, error) {
-			groups, err := c.groups(ctx)
-			return len(groups) == 0, err
+			parents, err := c.parents(ctx)
+			return len(parents) == 0, err
 		})
 		if err == nil {
 			return nil
@@ -135,20 +160,20 @@ func (c Cleanup) deleteGroups(ctx context.Context) error {
 			return err
 		}
 	}
-	c.Log.WarnContext(ctx, "ProxyGroups are left; delete them by hand")
+	c.Log.WarnContext(ctx, "ProxyGroups or Recorders are left; delete them by hand")
 	return nil
 }
 
-// change does something to a group, which its operator may change at the same time.
-func (c Cleanup) change(ctx context.Context, g *v1alpha1.ProxyGroup, do func(context.Context, *v1alpha1.ProxyGroup) error) error {
+// change does something to a parent, which its operator may change at the same time.
+func (c Cleanup) change(ctx context.Context, object parent, do func(context.Context, parent) error) error {
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		err := do(ctx, g)
+		err := do(ctx, object)
 		if !apierrors.IsConflict(err) {
 			return err
 		}
-		groups, e := c.groups(ctx) // there is no right to get one
-		if i := slices.IndexFunc(groups, func(now v1alpha1.ProxyGroup) bool { return now.UID == g.UID }); i >= 0 {
-			*g = groups[i]
+		parents, e := c.parents(ctx) // there is no right to get one
+		if i := slices.IndexFunc(parents, func(now parent) bool { return now.GetUID() == object.GetUID() }); i >= 0 {
+			object = parents[i]
 		} else if e == nil {
 			return nil // gone
 		}
@@ -157,16 +182,16 @@ func (c Cleanup) change(ctx context.Context, g *v1alpha1.ProxyGroup, do func(con
 	return client.IgnoreNotFound(err)
 }
 
-func (c Cleanup) abandon(ctx context.Context, g *v1alpha1.ProxyGroup) error {
-	base := g.DeepCopy()
-	annotate(g, annotationAbandon, "true")
-	return c.client.Patch(ctx, g, client.MergeFrom(base))
+func (c Cleanup) abandon(ctx context.Context, object parent) error {
+	base := copyOf(object)
+	annotate(object, annotationAbandon, "true")
+	return c.client.Patch(ctx, object, client.MergeFrom(base))
 }
 
-func (c Cleanup) release(ctx context.Context, g *v1alpha1.ProxyGroup) error {
-	base := g.DeepCopy()
-	controllerutil.RemoveFinalizer(g, finalizer) // others' are theirs to remove
-	return c.client.Patch(ctx, g, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+func (c Cleanup) release(ctx context.Context, object parent) error {
+	base := copyOf(object)
+	controllerutil.RemoveFinalizer(object, finalizer) // others' are theirs to remove
+	return c.client.Patch(ctx, object, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 }
 
 // stopOperator scales the Deployment to zero and waits until its pods are gone: a

@@ -4,18 +4,12 @@
 package controller
 
 import (
-	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
-	"github.com/tailhelm/tailhelm/internal/tailapi"
 )
 
 // Reasons of our own.
@@ -62,27 +56,9 @@ func (p *pass) setConditions(failed error) {
 
 	p.setByCheck(v1alpha1.ServiceApproved, checkService, "Approved", "NotApproved", "the tailnet routes "+p.serviceName()+" to the replicas", p.approvalHint())
 	p.setByCheck(v1alpha1.CertificateReady, checkCertificate, "CertificateLoaded", "CertificateMissing", "the replicas have a valid certificate", "")
-	p.setAPI()
+	p.setAPI(p.invalid == "" && p.owns(p.serviceName()))
 	p.setReady(failed, ready)
 	p.setURL(ready)
-}
-
-// condition sets one condition. Its message is bounded here, whoever said what is in it.
-func (p *pass) condition(kind string, status metav1.ConditionStatus, reason, message string) bool {
-	return meta.SetStatusCondition(&p.group.Status.Conditions, metav1.Condition{
-		Type: kind, Status: status, Reason: reason, Message: plain(message, maxMessage), ObservedGeneration: p.group.Generation,
-	})
-}
-
-// count counts the wanted replicas for which holds is true.
-func (p *pass) count(holds func(replica) bool) int {
-	n := 0
-	for _, r := range p.wanted() {
-		if holds(r) {
-			n++
-		}
-	}
-	return n
 }
 
 // setByCheck makes a condition of a check of the replicas that are on the tailnet.
@@ -114,23 +90,9 @@ func (p *pass) setByCheck(kind, check, good, bad, message, hint string) {
 
 // approvalHint says how a tailnet approves the replicas.
 func (p *pass) approvalHint() string {
-	tags := `"` + strings.Join(p.tags(), `", "`) + `"`
+	tags := `"` + strings.Join(p.tags, `", "`) + `"`
 	return fmt.Sprintf(`Unless it is on its way: approve the hosts of %s in the admin console, or let the tailnet policy do it: "autoApprovers": {"services": {%q: [%s]}}`,
 		p.serviceName(), p.serviceName(), tags)
-}
-
-// setAPI tells whether the Tailscale API can be used. While nothing has asked it, the
-// last answer counts.
-func (p *pass) setAPI() {
-	var e *tailapi.Error
-	switch {
-	case errors.As(p.apiErr, &e):
-		if p.condition(v1alpha1.TailscaleAPIAvailable, metav1.ConditionFalse, string(e.Kind), e.Error()) {
-			p.event(p.group, corev1.EventTypeWarning, "TailscaleAPIFailed", "UseTailscaleAPI", "%s", e.Error())
-		}
-	case p.invalid == "" && p.owns(p.serviceName()):
-		p.condition(v1alpha1.TailscaleAPIAvailable, metav1.ConditionTrue, reasonReachable, "the Tailscale API answers")
-	}
 }
 
 // setReady tells whether the group can be reached as its spec wants it, or the first
@@ -157,91 +119,7 @@ func (p *pass) setReady(failed error, ready int) {
 	default:
 		message = fmt.Sprintf("%d/%d replicas are ready%s", ready, wanted, p.missing())
 	}
-	before := meta.FindStatusCondition(p.seen.Conditions, v1alpha1.ProxyGroupReady)
-	p.condition(v1alpha1.ProxyGroupReady, status, reason, message)
-	switch {
-	case before != nil && before.Reason == reason && before.Status == status:
-	case status == metav1.ConditionTrue:
-		p.event(p.group, corev1.EventTypeNormal, reason, "Reconcile", "%s", message)
-	case reason != v1alpha1.ReasonProxyGroupCreating && reason != reasonScaledToZero:
-		p.event(p.group, corev1.EventTypeWarning, reason, "Reconcile", "%s", message)
-	}
-}
-
-// missing says what each replica that is not ready lacks.
-func (p *pass) missing() string {
-	var t tally
-	for _, r := range p.wanted() {
-		switch noKey := p.waitsForKey(r); {
-		case p.ready(r):
-			continue
-		case noKey != "":
-			t.add(r.ordinal, noKey)
-		case r.pod == nil:
-			t.add(r.ordinal, "has no pod")
-		case !r.live():
-			t.add(r.ordinal, "its pod is "+podState(r.pod))
-		case !p.current(r):
-			t.add(r.ordinal, "is about to be replaced")
-		case len(r.checks()) == 0:
-			t.add(r.ordinal, "its pod is not ready yet")
-		default:
-			t.add(r.ordinal, firstCheck(r.checks()))
-		}
-	}
-	if len(t.reasons) == 0 {
-		return ""
-	}
-	return "; " + t.String()
-}
-
-// firstCheck returns what fails first, in the order in which a replica comes up.
-func firstCheck(checks map[string]string) string {
-	for _, name := range []string{"shutdown", checkTailnet, checkCertificate, "apiserver", "impersonator", "listening", checkService} {
-		if reason := checks[name]; reason != "" {
-			return name + ": " + reason
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(checks)) {
-		return name + ": " + checks[name]
-	}
-	return ""
-}
-
-// podState says what a pod waits for, as far as its status tells.
-func podState(pod *corev1.Pod) string {
-	if pod.DeletionTimestamp != nil {
-		return "terminating"
-	}
-	for _, c := range pod.Status.ContainerStatuses {
-		if c.State.Waiting != nil && c.State.Waiting.Reason != "" {
-			return strings.TrimSpace(c.State.Waiting.Reason + " " + c.State.Waiting.Message)
-		}
-	}
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			return c.Reason + ": " + c.Message
-		}
-	}
-	return "starting"
-}
-
-// setDevices lists the devices of replicas whose pods run now.
-func (p *pass) setDevices() {
-	p.group.Status.Devices = nil
-	for _, r := range p.replicas {
-		name, _ := r.hostname()
-		if !r.live() || r.deviceID() == "" || name == "" {
-			continue
-		}
-		device := v1alpha1.TailnetDevice{Hostname: name, TailnetIPs: r.ips()}
-		if r.config != nil && len(r.config.Data[keyStaticEndpoints]) > 0 {
-			device.StaticEndpoints = strings.Split(string(r.config.Data[keyStaticEndpoints]), ",")
-		}
-		if !slices.ContainsFunc(p.group.Status.Devices, func(d v1alpha1.TailnetDevice) bool { return d.Hostname == name }) {
-			p.group.Status.Devices = append(p.group.Status.Devices, device)
-		}
-	}
+	p.tellReady(status, reason, message, reason == v1alpha1.ReasonProxyGroupCreating || reason == reasonScaledToZero)
 }
 
 // setURL tells where the group can be reached while somebody can connect.
@@ -255,15 +133,5 @@ func (p *pass) setURL(ready int) {
 			p.group.Status.URL = "https://" + p.group.Hostname() + "." + domain
 			return
 		}
-	}
-}
-
-// setDeleting tells what deletion waits for.
-func (p *pass) setDeleting(left string) {
-	p.group.Status.URL = ""
-	before := meta.FindStatusCondition(p.seen.Conditions, v1alpha1.ProxyGroupReady)
-	p.condition(v1alpha1.ProxyGroupReady, metav1.ConditionFalse, reasonDeleting, left)
-	if p.apiErr != nil && (before == nil || before.Message != left) {
-		p.event(p.group, corev1.EventTypeWarning, "DeletionPending", "Delete", "%s", left)
 	}
 }

@@ -75,20 +75,39 @@ func installCRD(ctx context.Context, c client.Client, log *slog.Logger, d *unstr
 	return nil
 }
 
-// usedByOthers returns a ProxyGroup that is for another operator, or "".
+// usedByOthers returns a ProxyGroup or Recorder that is for another operator, or "".
 func usedByOthers(ctx context.Context, c client.Client) (string, error) {
-	list := &unstructured.UnstructuredList{}
-	list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(kindProxyGroup + "List"))
-	if err := c.List(ctx, list); err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
-		return "", fmt.Errorf("looking for ProxyGroups of another operator: %w", err)
+	groups, err := listAny(ctx, c, kindProxyGroup)
+	if err != nil {
+		return "", err
 	}
-	for _, group := range list.Items {
+	for _, group := range groups {
 		kind, _, err := unstructured.NestedString(group.Object, "spec", "type")
 		if err == nil && kind != string(v1alpha1.ProxyGroupTypeKubernetesAPIServer) {
 			return fmt.Sprintf("ProxyGroup %s of type %s", group.GetName(), kind), nil
 		}
 	}
+	recorders, err := listAny(ctx, c, kindRecorder)
+	if err != nil {
+		return "", err
+	}
+	for _, recorder := range recorders {
+		if _, ok, err := unstructured.NestedMap(recorder.Object, "spec", "storage", "s3"); ok && err == nil {
+			return fmt.Sprintf("Recorder %s with a bucket", recorder.GetName()), nil
+		}
+	}
 	return "", nil
+}
+
+// listAny lists what there is of a kind, whatever its definition is; nothing when there is
+// no definition.
+func listAny(ctx context.Context, c client.Client, kind string) ([]unstructured.Unstructured, error) {
+	list := &unstructured.UnstructuredList{}
+	list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(kind + "List"))
+	if err := c.List(ctx, list); err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("looking for a %s of another operator: %w", kind, err)
+	}
+	return list.Items, nil
 }
 
 // revision returns which of our revisions a definition is; 0 for one of somebody else.
@@ -100,12 +119,17 @@ func revision(d metav1.Object) int {
 	return n
 }
 
-// waitForCRDs waits until the API server serves our kinds, which people may install
-// later, or ctx is done.
+// waitForCRDs waits until the API server serves the kinds without which nothing works, which
+// people may install later, or ctx is done.
 func waitForCRDs(ctx context.Context, d *discovery.DiscoveryClient, log *slog.Logger) error {
+	return waitForKinds(ctx, d, log, kindProxyGroup, kindProxyClass)
+}
+
+// waitForKinds waits until the API server serves these kinds of ours, or ctx is done.
+func waitForKinds(ctx context.Context, d *discovery.DiscoveryClient, log *slog.Logger, kinds ...string) error {
 	said := ""
 	return wait.PollUntilContextCancel(ctx, crdInterval, true, func(ctx context.Context) (bool, error) {
-		missing, err := missingKinds(ctx, d)
+		missing, err := missingKinds(ctx, d, kinds...)
 		state := strings.Join(missing, ", ")
 		if err != nil {
 			state = err.Error()
@@ -124,9 +148,12 @@ func waitForCRDs(ctx context.Context, d *discovery.DiscoveryClient, log *slog.Lo
 	})
 }
 
-// missingKinds returns which of our kinds the API server does not serve.
-func missingKinds(ctx context.Context, d *discovery.DiscoveryClient) ([]string, error) {
-	missing := map[string]bool{kindProxyGroup: true, kindProxyClass: true}
+// missingKinds returns which of these kinds of ours the API server does not serve.
+func missingKinds(ctx context.Context, d *discovery.DiscoveryClient, kinds ...string) ([]string, error) {
+	missing := map[string]bool{}
+	for _, name := range kinds {
+		missing[name] = true
+	}
 	list, err := d.ServerResourcesForGroupVersionWithContext(ctx, v1alpha1.GroupVersion.String())
 	if err == nil {
 		for _, r := range list.APIResources {

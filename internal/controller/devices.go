@@ -25,15 +25,15 @@ const (
 )
 
 // identity is what a replica's device has on the tailnet, by the spec as it is now.
-func (p *pass) identity(ordinal int) tailapi.DeviceIdentity {
-	return tailapi.DeviceIdentity{Hostname: fmt.Sprintf("%s-%d", p.group.HostnamePrefix(), ordinal), Tags: p.tags()}
+func (f *fleet) identity(ordinal int) tailapi.DeviceIdentity {
+	return tailapi.DeviceIdentity{Hostname: fmt.Sprintf("%s-%d", f.parent.HostnamePrefix(), ordinal), Tags: f.tags}
 }
 
 // identities are what a replica's device may have on the tailnet: that of the spec, and
 // those of the spec's earlier forms, which the config Secret tells. Replicas cannot write
 // that Secret.
-func (p *pass) identities(r replica) []tailapi.DeviceIdentity {
-	return append(notedIdentities(r.config), p.identity(r.ordinal))
+func (f *fleet) identities(r replica) []tailapi.DeviceIdentity {
+	return append(notedIdentities(r.config), f.identity(r.ordinal))
 }
 
 func notedIdentities(config *corev1.Secret) []tailapi.DeviceIdentity {
@@ -60,20 +60,20 @@ func identitiesWith(config *corev1.Secret, is tailapi.DeviceIdentity) string {
 	return string(b)
 }
 
-// own reports whether a device can be one of the group's.
-func (p *pass) own(is tailapi.DeviceIdentity) bool {
-	if ordinal, ok := ordinalOf(p.group.HostnamePrefix(), is.Hostname); ok && is.Equal(p.identity(ordinal)) {
+// own reports whether a device can be one of the parent's.
+func (f *fleet) own(is tailapi.DeviceIdentity) bool {
+	if ordinal, ok := ordinalOf(f.parent.HostnamePrefix(), is.Hostname); ok && is.Equal(f.identity(ordinal)) {
 		return true
 	}
-	return slices.ContainsFunc(p.replicas, func(r replica) bool { return slices.ContainsFunc(p.identities(r), is.Equal) })
+	return slices.ContainsFunc(f.replicas, func(r replica) bool { return slices.ContainsFunc(f.identities(r), is.Equal) })
 }
 
 // deleteDevice deletes a device that was noted, if the tailnet says that it is one that
 // own accepts, and returns a [tailapi.NotOwnError] otherwise: it is a replica that told the
 // ID, and who holds a replica could tell any.
-func (p *pass) deleteDevice(ctx context.Context, id string, own func(tailapi.DeviceIdentity) bool) error {
+func (f *fleet) deleteDevice(ctx context.Context, id string, own func(tailapi.DeviceIdentity) bool) error {
 	deleted := false
-	err := p.gate.do(func(api *tailapi.Client) error {
+	err := f.gate.do(func(api *tailapi.Client) error {
 		d, err := api.OwnDevice(ctx, id, own)
 		if err != nil || d == nil {
 			return err
@@ -85,65 +85,65 @@ func (p *pass) deleteDevice(ctx context.Context, id string, own func(tailapi.Dev
 		return err
 	}
 	if deleted {
-		p.event(p.group, corev1.EventTypeNormal, "DeviceDeleted", "DeleteDevice", "device %s was deleted from the tailnet", id)
+		f.event(corev1.EventTypeNormal, "DeviceDeleted", "DeleteDevice", "device %s was deleted from the tailnet", id)
 	}
-	p.forgetDevice(id)
+	f.forgetDevice(id)
 	return nil
 }
 
 // deleteNoted deletes a device that was noted, or drops the note when the device is none of
-// the group's.
-func (p *pass) deleteNoted(ctx context.Context, id string) error {
-	err := p.deleteDevice(ctx, id, p.own)
+// the parent's.
+func (f *fleet) deleteNoted(ctx context.Context, id string) error {
+	err := f.deleteDevice(ctx, id, f.own)
 	var refused *tailapi.NotOwnError
 	if !errors.As(err, &refused) {
 		return err
 	}
-	p.event(p.group, corev1.EventTypeWarning, "DeviceNotDeleted", "DeleteDevice",
-		"%v, which is not what a replica's device has, and was not deleted: if it is this group's, delete it in the admin console; if not, a replica lied: replace it, and look who had access to it", refused)
-	p.forgetDevice(id)
+	f.event(corev1.EventTypeWarning, "DeviceNotDeleted", "DeleteDevice",
+		"%v, which is not what a replica's device has, and was not deleted: if it is this %s's, delete it in the admin console; if not, a replica lied: replace it, and look who had access to it", refused, f.kind.name)
+	f.forgetDevice(id)
 	return nil
 }
 
 // noteDevices notes the devices that the replicas' Secrets name: a Secret can be lost.
-func (p *pass) noteDevices(ctx context.Context) error {
-	t := p.tailnetObjects()
-	for _, r := range p.replicas {
+func (f *fleet) noteDevices(ctx context.Context) error {
+	t := f.tailnetObjects()
+	for _, r := range f.replicas {
 		id := r.deviceID()
 		if id == "" || slices.Contains(t.Devices, id) {
 			continue
 		}
-		if len(t.Devices) >= 2*len(p.replicas)+spareDevices {
-			p.config.Log.WarnContext(ctx, "a device is not noted, because too many are: the Tailscale API is away for long, or a replica lies", "proxyGroup", p.group.Name, "device", id)
+		if len(t.Devices) >= 2*len(f.replicas)+spareDevices {
+			f.config.Log.WarnContext(ctx, "a device is not noted, because too many are: the Tailscale API is away for long, or a replica lies", f.kind.label, f.parent.GetName(), "device", id)
 			continue
 		}
 		t.Devices = append(t.Devices, id)
 	}
-	return p.writeStatus(ctx)
+	return f.writeStatus(ctx)
 }
 
 // forgetDevice removes the note of a device that is gone, or not ours.
-func (p *pass) forgetDevice(id string) {
-	t := p.tailnetObjects()
+func (f *fleet) forgetDevice(id string) {
+	t := f.tailnetObjects()
 	t.Devices = slices.DeleteFunc(t.Devices, func(other string) bool { return other == id })
 }
 
 // tidyDevices deletes devices that are noted and no replica's any more. It waits until
 // all replicas have told which device is theirs: one whose Secret was lost is about to.
-func (p *pass) tidyDevices(ctx context.Context) error {
+func (f *fleet) tidyDevices(ctx context.Context) error {
 	keep := map[string]bool{}
-	for i, r := range p.replicas {
+	for i, r := range f.replicas {
 		id := r.deviceID()
-		if id == "" && i < len(p.wanted()) {
+		if id == "" && i < len(f.wanted()) {
 			return nil
 		}
 		keep[id] = true
 	}
-	for _, id := range slices.Clone(p.tailnetObjects().Devices) {
+	for _, id := range slices.Clone(f.tailnetObjects().Devices) {
 		if keep[id] {
 			continue
 		}
-		if err := p.deleteNoted(ctx, id); err != nil {
+		if err := f.deleteNoted(ctx, id); err != nil {
 			return err
 		}
 	}

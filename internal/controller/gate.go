@@ -15,7 +15,7 @@ import (
 var errNoAPI = &tailapi.Error{
 	Action: "using the Tailscale API", Kind: tailapi.KindCredentials,
 	Err:  errors.New("the operator has none but an auth key"),
-	Hint: "ProxyGroups need an OAuth client or a workload identity with the write scopes auth_keys, devices:core and services: set the chart's value oauth",
+	Hint: "ProxyGroups and Recorders need an OAuth client or a workload identity with the write scopes auth_keys, devices:core and services: set the chart's value oauth",
 }
 
 // gate is the way to the Tailscale API. After an error that other calls would meet as

@@ -130,7 +130,7 @@ func (w *world) start() {
 	}
 }
 
-// cleanup deletes all groups and classes and stops the operator.
+// cleanup deletes all groups and recorders and stops the operator.
 func (w *world) cleanup() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -141,9 +141,9 @@ func (w *world) cleanup() {
 		w.stop()
 	}
 	w.kubelet.stop()
-	for _, g := range w.groups(ctx) {
-		base := g.DeepCopy()
-		g.Finalizers = nil
+	for _, g := range w.parents(ctx) {
+		base := copyOf(g)
+		g.SetFinalizers(nil)
 		if err := w.client.Patch(ctx, g, client.MergeFrom(base)); client.IgnoreNotFound(err) != nil {
 			w.t.Error(err)
 		}
@@ -153,28 +153,38 @@ func (w *world) cleanup() {
 	}
 }
 
-// groups returns those of the world's operator.
-func (w *world) groups(ctx context.Context) []*v1alpha1.ProxyGroup {
-	var list v1alpha1.ProxyGroupList
-	if err := w.client.List(ctx, &list); err != nil {
-		w.t.Error(err)
-	}
-	var own []*v1alpha1.ProxyGroup
-	for i := range list.Items {
-		if list.Items[i].Annotations[annotationOperator] == w.config.Operator {
-			own = append(own, &list.Items[i])
+// parents returns the groups and recorders of the world's operator.
+func (w *world) parents(ctx context.Context) []parent {
+	var groups v1alpha1.ProxyGroupList
+	var recorders v1alpha1.RecorderList
+	for _, list := range []client.ObjectList{&groups, &recorders} {
+		if err := w.client.List(ctx, list); err != nil {
+			w.t.Error(err)
 		}
+	}
+	var own []parent
+	add := func(object parent) {
+		if object.GetAnnotations()[annotationOperator] == w.config.Operator {
+			own = append(own, object)
+		}
+	}
+	for i := range groups.Items {
+		add(&groups.Items[i])
+	}
+	for i := range recorders.Items {
+		add(&recorders.Items[i])
 	}
 	return own
 }
 
-// dump logs the groups as they are.
+// dump logs the groups and recorders as they are.
 func (w *world) dump(ctx context.Context) {
-	for _, g := range w.groups(ctx) {
-		for _, c := range g.Status.Conditions {
-			w.t.Logf("%s: %s=%s %s: %s", g.Name, c.Type, c.Status, c.Reason, c.Message)
+	for _, g := range w.parents(ctx) {
+		status := g.ReplicaStatus()
+		for _, c := range status.Conditions {
+			w.t.Logf("%s: %s=%s %s: %s", g.GetName(), c.Type, c.Status, c.Reason, c.Message)
 		}
-		w.t.Logf("%s: url %s, devices %v, in the tailnet %v", g.Name, g.Status.URL, g.Status.Devices, g.Status.Tailnet)
+		w.t.Logf("%s: devices %v, in the tailnet %v", g.GetName(), status.Devices, status.Tailnet)
 	}
 }
 
@@ -241,20 +251,20 @@ func (w *world) exists(ctx context.Context, object client.Object, name string) b
 	return err == nil
 }
 
-// waitCondition waits until a condition of a group has a status and its message, or
+// waitCondition waits until a condition of a group or recorder has a status and its message, or
 // reason, holds text.
-func (w *world) waitCondition(g *v1alpha1.ProxyGroup, kind string, status metav1.ConditionStatus, text string) {
+func (w *world) waitCondition(g parent, kind string, status metav1.ConditionStatus, text string) {
 	w.t.Helper()
-	w.eventually(fmt.Sprintf("%s=%s %q of %s", kind, status, text, g.Name), func(ctx context.Context) error {
+	w.eventually(fmt.Sprintf("%s=%s %q of %s", kind, status, text, g.GetName()), func(ctx context.Context) error {
 		if err := w.client.Get(ctx, client.ObjectKeyFromObject(g), g); err != nil {
 			return err
 		}
-		c := meta.FindStatusCondition(g.Status.Conditions, kind)
+		c := meta.FindStatusCondition(g.ReplicaStatus().Conditions, kind)
 		if c == nil {
 			return fmt.Errorf("no such condition")
 		}
-		if c.Status != status || !strings.Contains(c.Reason+": "+c.Message, text) || c.ObservedGeneration != g.Generation {
-			return fmt.Errorf("it is %s %s: %s (generation %d of %d)", c.Status, c.Reason, c.Message, c.ObservedGeneration, g.Generation)
+		if c.Status != status || !strings.Contains(c.Reason+": "+c.Message, text) || c.ObservedGeneration != g.GetGeneration() {
+			return fmt.Errorf("it is %s %s: %s (generation %d of %d)", c.Status, c.Reason, c.Message, c.ObservedGeneration, g.GetGeneration())
 		}
 		return nil
 	})
@@ -266,14 +276,14 @@ func (w *world) waitReady(g *v1alpha1.ProxyGroup) {
 }
 
 // waitGone waits until a group is gone.
-func (w *world) waitGone(g *v1alpha1.ProxyGroup) {
+func (w *world) waitGone(g parent) {
 	w.t.Helper()
-	w.eventually("the end of "+g.Name, func(ctx context.Context) error {
+	w.eventually("the end of "+g.GetName(), func(ctx context.Context) error {
 		err := w.client.Get(ctx, client.ObjectKeyFromObject(g), g)
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		return fmt.Errorf("it exists: %v, %w", g.Finalizers, err)
+		return fmt.Errorf("it exists: %v, %w", g.GetFinalizers(), err)
 	})
 }
 
@@ -308,12 +318,12 @@ func baseURL(tn *tailnet.Tailnet) *url.URL {
 }
 
 // left returns what there is of a group in the operator's namespace.
-func (w *world) left(ctx context.Context, g *v1alpha1.ProxyGroup) []string {
+func (w *world) left(ctx context.Context, g parent) []string {
 	var left []string
 	for _, kind := range append(slices.Clone(workload.Kinds), corev1.SchemeGroupVersion.WithKind("Secret"), corev1.SchemeGroupVersion.WithKind("Pod")) {
 		list := &metav1.PartialObjectMetadataList{}
 		list.SetGroupVersionKind(kind)
-		err := w.client.List(ctx, list, client.InNamespace(w.namespace), client.MatchingLabels{labelParent: g.Name})
+		err := w.client.List(ctx, list, client.InNamespace(w.namespace), client.MatchingLabels{labelParent: g.GetName()})
 		if meta.IsNoMatchError(err) {
 			continue
 		} else if err != nil {
@@ -327,9 +337,9 @@ func (w *world) left(ctx context.Context, g *v1alpha1.ProxyGroup) []string {
 }
 
 // checkNothingLeft checks that a group that is gone left nothing, nowhere.
-func (w *world) checkNothingLeft(g *v1alpha1.ProxyGroup) {
+func (w *world) checkNothingLeft(g parent) {
 	w.t.Helper()
-	w.eventually("the end of everything of "+g.Name, func(ctx context.Context) error {
+	w.eventually("the end of everything of "+g.GetName(), func(ctx context.Context) error {
 		if left := w.left(ctx, g); len(left) > 0 {
 			return fmt.Errorf("in the cluster: %v", left)
 		}
@@ -342,7 +352,7 @@ func (w *world) checkNothingLeft(g *v1alpha1.ProxyGroup) {
 		}
 		keys, err := w.admin.Keys().List(ctx, true)
 		for _, k := range keys {
-			if strings.Contains(k.Description, g.Name) {
+			if strings.Contains(k.Description, g.GetName()) {
 				return fmt.Errorf("auth key %s", k.ID)
 			}
 		}
@@ -350,17 +360,17 @@ func (w *world) checkNothingLeft(g *v1alpha1.ProxyGroup) {
 	})
 }
 
-// event waits for an event about a group.
-func (w *world) event(g *v1alpha1.ProxyGroup, reason, text string) {
+// event waits for an event about a group or recorder.
+func (w *world) event(g parent, reason, text string) {
 	w.t.Helper()
-	w.eventually(fmt.Sprintf("event %s of %s", reason, g.Name), func(ctx context.Context) error {
+	w.eventually(fmt.Sprintf("event %s of %s", reason, g.GetName()), func(ctx context.Context) error {
 		var list eventsv1.EventList
 		if err := w.client.List(ctx, &list, client.InNamespace(metav1.NamespaceDefault)); err != nil {
 			return err
 		}
 		var others []string
 		for _, e := range list.Items {
-			if e.Regarding.Name != g.Name {
+			if e.Regarding.Name != g.GetName() {
 				continue
 			}
 			if e.Reason == reason && strings.Contains(e.Note, text) {
@@ -373,18 +383,18 @@ func (w *world) event(g *v1alpha1.ProxyGroup, reason, text string) {
 }
 
 // statefulSet returns the StatefulSet of a group.
-func (w *world) statefulSet(g *v1alpha1.ProxyGroup) *appsv1.StatefulSet {
+func (w *world) statefulSet(g parent) *appsv1.StatefulSet {
 	w.t.Helper()
 	s := &appsv1.StatefulSet{}
-	if !w.exists(w.t.Context(), s, g.Name) {
-		w.t.Fatalf("there is no StatefulSet %s", g.Name)
+	if !w.exists(w.t.Context(), s, g.GetName()) {
+		w.t.Fatalf("there is no StatefulSet %s", g.GetName())
 	}
 	return s
 }
 
 // condition returns a condition of a group as it was last read.
-func condition(g *v1alpha1.ProxyGroup, kind string) metav1.Condition {
-	if c := meta.FindStatusCondition(g.Status.Conditions, kind); c != nil {
+func condition(g parent, kind string) metav1.Condition {
+	if c := meta.FindStatusCondition(g.ReplicaStatus().Conditions, kind); c != nil {
 		return *c
 	}
 	return metav1.Condition{}

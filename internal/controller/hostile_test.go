@@ -26,19 +26,19 @@ import (
 )
 
 // tell writes into a replica's state Secret, as who holds the replica can.
-func (w *world) tell(g *v1alpha1.ProxyGroup, ordinal int, data map[string]any) {
+func (w *world) tell(g parent, ordinal int, data map[string]any) {
 	w.t.Helper()
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: stateSecretName(g.Name, ordinal), Namespace: w.namespace}}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: stateSecretName(g.GetName(), ordinal), Namespace: w.namespace}}
 	if err := w.kubelet.patch(w.t.Context(), secret, data); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
 // told returns what is in a replica's state Secret.
-func (w *world) told(g *v1alpha1.ProxyGroup, ordinal int, key string) string {
+func (w *world) told(g parent, ordinal int, key string) string {
 	w.t.Helper()
 	secret := &corev1.Secret{}
-	if !w.exists(w.t.Context(), secret, stateSecretName(g.Name, ordinal)) {
+	if !w.exists(w.t.Context(), secret, stateSecretName(g.GetName(), ordinal)) {
 		w.t.Fatalf("replica %d has no Secret", ordinal)
 	}
 	return string(secret.Data[key])
@@ -231,7 +231,7 @@ func TestWhatReplicasSayIsBounded(t *testing.T) {
 	t.Cleanup(func() { _ = shared.client.Delete(context.Background(), g) })
 	g.Spec.Replicas = new(int32(many))
 	recorder := events.NewFakeRecorder(100)
-	p := (&groups{config: Config{Tags: []string{tagK8s}}, events: recorder, client: shared.client}).newPass(g)
+	p := (&groups{operator: &operator{config: Config{Tags: []string{tagK8s}}, events: recorder, client: shared.client}}).newPass(g)
 	noise := strings.Repeat("\x1b[2J\u202e\r\n<b>\xff \x00", 100)
 	for i := range many {
 		p.replicas = append(p.replicas, lyingReplica(i, noise))
@@ -260,7 +260,7 @@ func TestWhatReplicasSayIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	check()
-	p.event(g, corev1.EventTypeWarning, "Noise", "Test", "%s", noise)
+	p.event(corev1.EventTypeWarning, "Noise", "Test", "%s", noise)
 	close(recorder.Events)
 	for e := range recorder.Events { // as type, reason and note
 		if note := strings.SplitN(e, " ", 3)[2]; len(note) > maxNote || strings.ContainsAny(e, "\x1b\r\n\x00\u202e") {
@@ -349,7 +349,7 @@ func TestWidePortRange(t *testing.T) {
 			return c.Create(ctx, obj, opts...)
 		},
 	})
-	groups := &groups{config: Config{Namespace: metav1.NamespaceDefault, timing: usual}, client: counting, live: counting}
+	groups := &groups{operator: &operator{config: Config{Namespace: metav1.NamespaceDefault, timing: usual}, client: counting, live: counting}}
 	look := func(ranges ...v1alpha1.PortRange) (*pass, map[int]int32) {
 		t.Helper()
 		p := groups.newPass(g)

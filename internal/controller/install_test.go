@@ -6,6 +6,7 @@ package controller
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,7 +40,7 @@ func TestCRDs(t *testing.T) {
 	t.Parallel()
 	cluster := kubernetes.New(t, kubernetes.Options{})
 	s, err := scheme()
-	if err != nil {
+	if err := errors.Join(err, apiextensionsv1.AddToScheme(s)); err != nil {
 		t.Fatal(err)
 	}
 	c, err := client.New(cluster.Config(), client.Options{Scheme: s})
@@ -82,19 +84,113 @@ func TestCRDs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for revision, upgraded := range map[string]bool{"0": true, "": true, "999": false} {
+	check := func(revision string, upgraded bool) {
+		t.Helper()
 		if change(revision); (crd.GetLabels()["app.kubernetes.io/part-of"] == "tailhelm") != upgraded {
 			t.Errorf("revision %q: labels %v", revision, crd.GetLabels())
 		}
 	}
+	for revision, upgraded := range map[string]bool{"0": true, "": true, "999": false} {
+		check(revision, upgraded)
+	}
+	check("1", false)
+	check("", true)
+	officialRecorder(t, c)
+	check("", false)
 }
 
-// Cleanup deletes the operator's groups while it runs, stops it, and deletes its device
+// officialRecorder makes a Recorder that our definition does not let through: with a bucket.
+func officialRecorder(t *testing.T, c client.Client) *v1alpha1.Recorder {
+	t.Helper()
+	crd := &apiextensionsv1.CustomResourceDefinition{}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "recorders.tailscale.com"}, crd); err != nil {
+		t.Fatal(err)
+	}
+	base := crd.DeepCopy()
+	spec := crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"]
+	storage := spec.Properties["storage"]
+	storage.XValidations = nil
+	spec.Properties["storage"] = storage
+	if err := c.Patch(t.Context(), crd, client.MergeFrom(base)); err != nil {
+		t.Fatal(err)
+	}
+	r := &v1alpha1.Recorder{ObjectMeta: metav1.ObjectMeta{Name: "official"}, Spec: v1alpha1.RecorderSpec{Storage: &v1alpha1.RecorderStorage{S3: &v1alpha1.S3{}}}}
+	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
+		err := c.Create(ctx, r) // the API server takes a moment to know
+		return err == nil, client.IgnoreNotFound(ignoreInvalid(err))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func ignoreInvalid(err error) error {
+	if apierrors.IsInvalid(err) {
+		return nil
+	}
+	return err
+}
+
+// Groups do not wait for a definition of Recorders, which an older release of the chart did
+// not bring; once it is there, recorders are served, too.
+func TestWithoutRecorders(t *testing.T) {
+	t.Parallel()
+	cluster := kubernetes.New(t, kubernetes.Options{ControllerManager: true})
+	s, err := scheme()
+	if err := errors.Join(err, apiextensionsv1.AddToScheme(s)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(cluster.Config(), client.Options{Scheme: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	definitions, err := v1alpha1.CustomResourceDefinitions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range definitions {
+		if d.GetName() == "recorders.tailscale.com" {
+			continue
+		}
+		if err := installCRD(t.Context(), c, slog.New(slog.DiscardHandler), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := discovery.NewDiscoveryClientForConfig(cluster.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := waitForCRDs(t.Context(), d, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorldIn(t, cluster, c, testtailnet.New(t, testtailnet.Options{NoHTTPS: true}))
+	w.start()
+	g := w.group(replicas(1))
+	w.waitReady(g)
+	if err := InstallCRDs(t.Context(), c, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if err := waitForKinds(t.Context(), d, slog.New(slog.DiscardHandler), kindRecorder); err != nil {
+		t.Fatal(err)
+	}
+	w.waitTaking(w.recorder(v1alpha1.RecorderSpec{}))
+	w.waitReady(g)
+	// One that is the official operator's is left alone.
+	official := officialRecorder(t, c)
+	w.waitTaking(w.recorder(v1alpha1.RecorderSpec{}))
+	if w.read(official); len(official.Finalizers)+len(official.Annotations)+len(official.Status.Conditions) > 0 {
+		t.Errorf("the official operator's Recorder has the finalizers %q, annotations %v, conditions %v", official.Finalizers, official.Annotations, official.Status.Conditions)
+	}
+}
+
+// Cleanup deletes the operator's groups and recorders while it runs, stops it, and deletes its device
 // and the state of it.
 func TestCleanup(t *testing.T) {
 	w := newWorld(t)
-	g := w.group(replicas(1))
+	g, r := w.group(replicas(1)), w.recorder(v1alpha1.RecorderSpec{})
 	w.waitReady(g)
+	w.waitTaking(r)
 	labels := map[string]string{"app": "operator"}
 	w.create(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Spec: appsv1.DeploymentSpec{
 		Replicas: ptr.To[int32](1), Selector: &metav1.LabelSelector{MatchLabels: labels},
@@ -126,6 +222,7 @@ func TestCleanup(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.checkNothingLeft(g)
+	w.checkNothingLeft(r)
 	if w.exists(t.Context(), &corev1.Secret{}, "operator") {
 		t.Error("the state is left")
 	}
@@ -163,7 +260,7 @@ func TestCleanupWithoutOperator(t *testing.T) {
 	w.tailnet.ClearFaults()
 }
 
-// The rights that the chart gives the operator are enough for a group's whole life.
+// The rights that the chart gives the operator are enough for the whole life of a group and of a recorder.
 func TestTheChartsRightsAreEnough(t *testing.T) {
 	t.Parallel()
 	w := newWorldIn(t, shared.cluster, shared.client, testtailnet.New(t, testtailnet.Options{NoHTTPS: true}))
@@ -204,6 +301,12 @@ func TestTheChartsRightsAreEnough(t *testing.T) {
 	w.event(g, "ProxyGroupReady", "2/2")
 	w.edit(g, replicas(1))
 	w.waitReady(g)
+	r := w.recorder(v1alpha1.RecorderSpec{Replicas: ptr.To[int32](2)})
+	w.waitTaking(r)
+	w.scaleRecorder(r, 1)
+	w.waitTaking(r)
+	w.delete(r)
+	w.waitGone(r)
 	if err := w.client.Delete(t.Context(), g); err != nil {
 		t.Fatal(err)
 	}

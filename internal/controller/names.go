@@ -15,8 +15,6 @@ const (
 	labelParentType = "tailscale.com/parent-resource-type"
 	labelParent     = "tailscale.com/parent-resource"
 	labelSecretType = "tailscale.com/secret-type" //nolint:gosec // the name of a label, no secret
-
-	parentProxyGroup = "proxygroup"
 )
 
 // finalizer keeps a group until its objects in the tailnet are gone.
@@ -42,7 +40,7 @@ const (
 	annotationKeyEnds     = "tailscale.com/auth-key-ends"
 	annotationKeyReplaces = "tailscale.com/auth-key-replaces-device"
 	// annotationKeyMinted is when the last auth key was minted, and annotationKeyBudget when
-	// the replica may have as many at once as ever again: see [pass.mayMint].
+	// the replica may have as many at once as ever again: see [fleet.mayMint].
 	annotationKeyMinted = "tailscale.com/auth-key-minted"
 	annotationKeyBudget = "tailscale.com/auth-key-budget-full"
 	// annotationIdentities are what the replica's device had on the tailnet.

@@ -108,7 +108,7 @@ func (p *pass) freePort(ctx context.Context, ordinal int, taken map[int32]bool) 
 	now := time.Now()
 	var last error
 	for port := range portsOf(p.class.StaticEndpoints.NodePort.Ports) {
-		if taken[port] || !p.ports.worthTrying(port, now.Add(-p.config.timing.resync)) {
+		if taken[port] || !p.groups.ports.worthTrying(port, now.Add(-p.config.timing.resync)) {
 			continue
 		}
 		if p.trials++; p.trials > maxTrials {
@@ -121,7 +121,7 @@ func (p *pass) freePort(ctx context.Context, ordinal int, taken map[int32]bool) 
 		} else if !apierrors.IsInvalid(err) {
 			return 0, fmt.Errorf("looking for a free node port: %w", err)
 		}
-		p.ports.refuse(port, now)
+		p.groups.ports.refuse(port, now)
 		last = err
 	}
 	if last == nil {

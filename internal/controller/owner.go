@@ -38,6 +38,7 @@ type resource struct {
 const (
 	kindProxyGroup = "ProxyGroup"
 	kindProxyClass = "ProxyClass"
+	kindRecorder   = "Recorder"
 )
 
 // String names the owner for people.

@@ -77,16 +77,11 @@ func classProblems(spec *v1alpha1.ProxyClassSpec) []string {
 		path := field.NewPath("spec", "staticEndpoints", "nodePort")
 		errs = append(errs, metav1validation.ValidateLabels(e.NodePort.Selector, path.Child("selector"))...)
 	}
-	var problems []string
-	for _, err := range errs {
-		problems = append(problems, err.Error())
-	}
-	slices.Sort(problems)
-	return problems
+	return sentences(errs)
 }
 
 // officialImages are names of images that hold no tailhelm.
-var officialImages = []string{"tailscale", "k8s-proxy", "k8s-operator"}
+var officialImages = []string{"tailscale", "k8s-proxy", "k8s-operator", "tsrecorder"}
 
 func imageProblems(image string, path *field.Path) field.ErrorList {
 	if strings.ContainsAny(image, " \t\n") {

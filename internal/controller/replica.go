@@ -48,27 +48,12 @@ func (r replica) running() bool {
 	return r.live() && r.deviceID() != "" && r.checks()[checkTailnet] == ""
 }
 
-// ready reports whether the replica can be reached now, as one of the group that its
+// ready reports whether the replica can be reached now, as one of those that the
 // spec describes.
-func (p *pass) ready(r replica) bool {
-	return r.running() && p.current(r) && slices.ContainsFunc(r.pod.Status.Conditions, func(c corev1.PodCondition) bool {
+func (f *fleet) ready(r replica) bool {
+	return r.running() && f.current(r) && slices.ContainsFunc(r.pod.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
-}
-
-// current reports whether the pod serves the Service and has the mode that the spec
-// wants: after a change, pods go on under the old ones until they are replaced.
-func (p *pass) current(r replica) bool {
-	for name, want := range map[string]string{"--service=": p.serviceName(), "--mode=": string(p.group.Mode())} {
-		for _, c := range r.pod.Spec.Containers {
-			for _, arg := range c.Args {
-				if value, ok := strings.CutPrefix(arg, name); ok && value != want {
-					return false
-				}
-			}
-		}
-	}
-	return true
 }
 
 // Names of a replica's checks that become conditions.
@@ -127,16 +112,16 @@ func (r replica) ips() []string {
 	return ips
 }
 
-// observe reads the group's replicas: those that are wanted, whether there is anything
+// observe reads the parent's replicas: those that are wanted, whether there is anything
 // of them or not, and those that are too many.
-func (p *pass) observe(ctx context.Context) error {
+func (f *fleet) observe(ctx context.Context) error {
 	var secrets corev1.SecretList
-	if err := p.live.List(ctx, &secrets, client.InNamespace(p.config.Namespace), client.MatchingLabels(p.set.Labels)); err != nil {
-		return fmt.Errorf("listing the group's Secrets: %w", err)
+	if err := f.live.List(ctx, &secrets, client.InNamespace(f.config.Namespace), client.MatchingLabels(f.set.Labels)); err != nil {
+		return fmt.Errorf("listing the replicas' Secrets: %w", err)
 	}
 	var pods corev1.PodList
-	if err := p.live.List(ctx, &pods, client.InNamespace(p.config.Namespace), client.MatchingLabels(p.set.Labels)); err != nil {
-		return fmt.Errorf("listing the group's Pods: %w", err)
+	if err := f.live.List(ctx, &pods, client.InNamespace(f.config.Namespace), client.MatchingLabels(f.set.Labels)); err != nil {
+		return fmt.Errorf("listing the replicas' Pods: %w", err)
 	}
 	all := map[int]*replica{}
 	at := func(ordinal int) *replica {
@@ -145,18 +130,18 @@ func (p *pass) observe(ctx context.Context) error {
 		}
 		return all[ordinal]
 	}
-	for i := range int(p.group.Replicas()) {
+	for i := range int(f.parent.Replicas()) {
 		at(i)
 	}
-	p.tls = nil
+	f.shared = nil
 	for i := range secrets.Items {
 		s := &secrets.Items[i]
-		if owner := metav1.GetControllerOf(s); owner == nil || owner.UID != p.group.UID {
-			continue // an earlier group's: making ours will say so
+		if owner := metav1.GetControllerOf(s); owner == nil || owner.UID != f.parent.GetUID() {
+			continue // an earlier parent's: making ours will say so
 		}
-		if s.Name == tlsSecretName(p.group.Name) {
-			p.tls = s
-		} else if ordinal, ok := ordinalOf(p.group.Name, strings.TrimSuffix(s.Name, "-config")); !ok {
+		if s.Name == f.sharedName {
+			f.shared = s
+		} else if ordinal, ok := ordinalOf(f.parent.GetName(), strings.TrimSuffix(s.Name, "-config")); !ok {
 			continue
 		} else if strings.HasSuffix(s.Name, "-config") {
 			at(ordinal).config = s
@@ -165,26 +150,26 @@ func (p *pass) observe(ctx context.Context) error {
 		}
 	}
 	for i := range pods.Items {
-		if ordinal, ok := ordinalOf(p.group.Name, pods.Items[i].Name); ok {
+		if ordinal, ok := ordinalOf(f.parent.GetName(), pods.Items[i].Name); ok {
 			at(ordinal).pod = &pods.Items[i]
 		}
 	}
-	p.replicas = p.replicas[:0]
+	f.replicas = f.replicas[:0]
 	for _, ordinal := range slices.Sorted(maps.Keys(all)) {
-		p.replicas = append(p.replicas, *all[ordinal])
+		f.replicas = append(f.replicas, *all[ordinal])
 	}
 	return nil
 }
 
 // ordinalOf returns the number in the name of a replica.
-func ordinalOf(group, name string) (int, bool) {
-	number, ok := strings.CutPrefix(name, group+"-")
+func ordinalOf(parent, name string) (int, bool) {
+	number, ok := strings.CutPrefix(name, parent+"-")
 	ordinal, err := strconv.Atoi(number)
 	return ordinal, ok && err == nil && ordinal >= 0 && strconv.Itoa(ordinal) == number
 }
 
-// wanted returns the replicas that the group should have.
-func (p *pass) wanted() []replica { return p.replicas[:p.group.Replicas()] }
+// wanted returns the replicas that there should be.
+func (f *fleet) wanted() []replica { return f.replicas[:f.parent.Replicas()] }
 
 // surplus returns the replicas that are too many.
-func (p *pass) surplus() []replica { return p.replicas[p.group.Replicas():] }
+func (f *fleet) surplus() []replica { return f.replicas[f.parent.Replicas():] }

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
@@ -90,6 +91,10 @@ func (c Config) run(ctx context.Context) error {
 	if err := waitForCRDs(ctx, d, c.Log); err != nil {
 		return err
 	}
+	missing, err := missingKinds(ctx, d, kindRecorder)
+	if err != nil {
+		return fmt.Errorf("looking for the kind %s: %w", kindRecorder, err)
+	}
 	system := &corev1.Namespace{}
 	if err := direct.Get(ctx, types.NamespacedName{Name: metav1.NamespaceSystem}, system); err != nil {
 		return fmt.Errorf("reading the cluster's identity, the UID of its namespace %s: %w", metav1.NamespaceSystem, err)
@@ -98,16 +103,31 @@ func (c Config) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making the controllers: %w", err)
 	}
-	if err := c.setup(manager, string(system.UID)); err != nil {
+	if err := c.setup(manager, string(system.UID), len(missing) == 0); err != nil {
 		return fmt.Errorf("making the controllers: %w", err)
 	}
+	if len(missing) == 0 {
+		return manager.Start(ctx)
+	}
+	// ProxyGroups do not wait for a definition that an older release did not have.
+	c.Log.WarnContext(ctx, "Recorders are not served before their CustomResourceDefinition is installed", "missing", missing)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		defer stop()                                  // and all starts again
+		_ = waitForKinds(ctx, d, c.Log, kindRecorder) // ends with ctx
+	}()
 	return manager.Start(ctx)
 }
 
 // options are those of the manager. It listens nowhere: the operator serves its
 // metrics itself.
 func (c Config) options(s *runtime.Scheme) ctrl.Options {
-	managed := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{labelManaged: "true", labelParentType: parentProxyGroup})}
+	ofKinds, err := labels.NewRequirement(labelParentType, selection.In, []string{proxyGroupKind.label, recorderKind.label})
+	if err != nil {
+		panic(err) // of constants
+	}
+	managed := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{labelManaged: "true"}).Add(*ofKinds)}
 	o := ctrl.Options{
 		Scheme:                 s,
 		Metrics:                metricsserver.Options{BindAddress: "0"},

@@ -27,14 +27,14 @@ const serviceComment = "Kubernetes API server. Managed by tailhelm, which repair
 
 // self is the group as the owner of a Service.
 func (p *pass) self() owner {
-	return owner{OperatorID: p.cluster, Resource: &resource{Kind: kindProxyGroup, Name: p.group.Name, UID: p.group.UID}}
+	return owner{OperatorID: p.groups.cluster, Resource: &resource{Kind: kindProxyGroup, Name: p.group.Name, UID: p.group.UID}}
 }
 
 // ensureService makes, adopts or repairs the group's Tailscale Service. It sets foreign
 // when it is another's.
 func (p *pass) ensureService(ctx context.Context) error {
 	name := p.serviceName()
-	wanted := name + " " + strings.Join(p.tags(), ",") + " " + p.group.Annotations[annotationTakeOver]
+	wanted := name + " " + strings.Join(p.tags, ",") + " " + p.group.Annotations[annotationTakeOver]
 	if !p.mustVerify(wanted) {
 		return nil
 	}
@@ -51,9 +51,9 @@ func (p *pass) ensureService(ctx context.Context) error {
 
 // mustVerify reports whether the Service is to be looked at now.
 func (p *pass) mustVerify(wanted string) bool {
-	p.mu.Lock()
-	last := p.verified[p.group.UID]
-	p.mu.Unlock()
+	p.groups.mu.Lock()
+	last := p.groups.verified[p.group.UID]
+	p.groups.mu.Unlock()
 	age := p.config.timing.resync
 	if slices.ContainsFunc(p.wanted(), func(r replica) bool { return r.running() && r.checks()[checkService] != "" }) {
 		age = p.config.timing.suspect
@@ -85,9 +85,9 @@ func (p *pass) settleService(ctx context.Context, existing *tailapi.Service, wan
 				return err
 			}
 		}
-		p.mu.Lock()
-		p.verified[p.group.UID] = verification{wanted, time.Now()}
-		p.mu.Unlock()
+		p.groups.mu.Lock()
+		p.groups.verified[p.group.UID] = verification{wanted, time.Now()}
+		p.groups.mu.Unlock()
 		return nil
 	case state == claimOurs, state == claimUnmarked && p.owns(name):
 		return p.putService(ctx, *existing, "TailscaleServiceRepaired", "repaired, because it was changed on the tailnet,")
@@ -105,7 +105,7 @@ func (p *pass) settleService(ctx context.Context, existing *tailapi.Service, wan
 
 // asWanted reports whether a Service of ours needs no repair.
 func (p *pass) asWanted(s *tailapi.Service) bool {
-	return sameSet(s.Tags, p.tags()) && sameSet(s.Ports, servicePorts) && s.Annotations[ownerAnnotation] == p.self().annotation()
+	return sameSet(s.Tags, p.tags) && sameSet(s.Ports, servicePorts) && s.Annotations[ownerAnnotation] == p.self().annotation()
 }
 
 func sameSet(a, b []string) bool {
@@ -123,11 +123,11 @@ func (p *pass) putService(ctx context.Context, s tailapi.Service, reason, what s
 		s.Annotations = map[string]string{}
 	}
 	s.Annotations[ownerAnnotation] = p.self().annotation()
-	s.Comment, s.Tags, s.Ports = serviceComment, p.tags(), servicePorts
+	s.Comment, s.Tags, s.Ports = serviceComment, p.tags, servicePorts
 	if err := p.gate.do(func(api *tailapi.Client) error { return api.PutService(ctx, s) }); err != nil {
 		return err
 	}
-	p.event(p.group, corev1.EventTypeNormal, reason, "EnsureTailscaleService", "Tailscale Service %s was %s", s.Name, strings.TrimSuffix(what, ","))
+	p.event(corev1.EventTypeNormal, reason, "EnsureTailscaleService", "Tailscale Service %s was %s", s.Name, strings.TrimSuffix(what, ","))
 	// Another cluster may have written it at the same time, and the last one wins: look
 	// who it was.
 	p.lookAgain(p.config.timing.suspect / 2)
@@ -164,7 +164,7 @@ func (p *pass) deleteService(ctx context.Context, name string) error {
 		if err := api.DeleteService(ctx, name); err != nil {
 			return err
 		}
-		p.event(p.group, corev1.EventTypeNormal, "TailscaleServiceDeleted", "DeleteTailscaleService", "Tailscale Service %s was deleted", name)
+		p.event(corev1.EventTypeNormal, "TailscaleServiceDeleted", "DeleteTailscaleService", "Tailscale Service %s was deleted", name)
 		return nil
 	})
 	if err != nil {
@@ -172,6 +172,15 @@ func (p *pass) deleteService(ctx context.Context, name string) error {
 	}
 	p.forgetService(name)
 	return nil
+}
+
+// leaveServices deletes the Services that were noted.
+func (p *pass) leaveServices(ctx context.Context) error {
+	var errs []error
+	for _, name := range slices.Clone(p.tailnetObjects().Services) {
+		errs = append(errs, p.deleteService(ctx, name))
+	}
+	return errors.Join(errs...)
 }
 
 // firstAPI returns the first error of the Tailscale API among errs, and the others.

@@ -29,42 +29,58 @@ import (
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
 
-// setup makes the controllers and what wakes them.
-func (c Config) setup(manager ctrl.Manager, cluster string) error {
-	g := &groups{
-		config: c, client: manager.GetClient(), live: manager.GetAPIReader(), cluster: cluster,
+// setup makes the controllers and what wakes them; that of Recorders if withRecorders.
+func (c Config) setup(manager ctrl.Manager, cluster string, withRecorders bool) error {
+	o := &operator{
+		config: c, client: manager.GetClient(), live: manager.GetAPIReader(),
 		events: manager.GetEventRecorder("tailhelm-operator"), gate: &gate{api: c.API, timing: c.timing},
-		verified: map[types.UID]verification{}, pruned: map[types.UID]string{},
+		pruned: map[types.UID]string{},
 	}
-	limiter := workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](c.timing.backoff/4, c.timing.backoffMax)
-	own := handler.EnqueueRequestsFromMapFunc(groupOf)
+	g := &groups{operator: o, cluster: cluster, verified: map[types.UID]verification{}}
+	own := handler.EnqueueRequestsFromMapFunc(proxyGroupKind.parentOf)
 	every := handler.EnqueueRequestsFromMapFunc(g.all)
-	err := ctrl.NewControllerManagedBy(manager).Named("proxygroup").
-		For(&v1alpha1.ProxyGroup{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
-		Watches(&corev1.Secret{}, own, builder.WithPredicates(predicate.Funcs{UpdateFunc: secretChanged})).
-		Watches(&corev1.Pod{}, own).
-		Watches(&appsv1.StatefulSet{}, own).
+	err := o.builder(manager, proxyGroupKind, &v1alpha1.ProxyGroup{}).
 		Watches(&corev1.Service{}, own).
 		Watches(&corev1.ServiceAccount{}, handler.EnqueueRequestsFromMapFunc(g.ofServiceAccount)).
-		Watches(&rbacv1.Role{}, own).
-		Watches(&rbacv1.RoleBinding{}, own).
-		Watches(&policyv1.PodDisruptionBudget{}, own).
 		Watches(&v1alpha1.ProxyClass{}, handler.EnqueueRequestsFromMapFunc(g.ofClass), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&corev1.Node{}, every, builder.WithPredicates(predicate.Funcs{UpdateFunc: nodeChanged})).
-		WithOptions(ctrlcontroller.Options{RateLimiter: limiter}).
 		Complete(g)
 	if err != nil {
 		return err
+	}
+	if withRecorders {
+		err := o.builder(manager, recorderKind, &v1alpha1.Recorder{}).
+			Watches(&corev1.ServiceAccount{}, handler.EnqueueRequestsFromMapFunc(recorderKind.parentOf)).
+			Complete(&recorders{o})
+		if err != nil {
+			return err
+		}
 	}
 	return ctrl.NewControllerManagedBy(manager).Named("proxyclass").
 		For(&v1alpha1.ProxyClass{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Complete(&classes{client: manager.GetClient()})
 }
 
-// groupOf returns the group that an object belongs to, by its labels.
-func groupOf(_ context.Context, object client.Object) []reconcile.Request {
+// builder returns a controller of a kind of parents that is woken by a change of them, and
+// of what all kinds of them have.
+func (o *operator) builder(manager ctrl.Manager, k kind, object parent) *builder.Builder {
+	own := handler.EnqueueRequestsFromMapFunc(k.parentOf)
+	limiter := workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](o.config.timing.backoff/4, o.config.timing.backoffMax)
+	return ctrl.NewControllerManagedBy(manager).Named(k.label).
+		For(object, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
+		Watches(&corev1.Secret{}, own, builder.WithPredicates(predicate.Funcs{UpdateFunc: secretChanged})).
+		Watches(&corev1.Pod{}, own).
+		Watches(&appsv1.StatefulSet{}, own).
+		Watches(&rbacv1.Role{}, own).
+		Watches(&rbacv1.RoleBinding{}, own).
+		Watches(&policyv1.PodDisruptionBudget{}, own).
+		WithOptions(ctrlcontroller.Options{RateLimiter: limiter})
+}
+
+// parentOf returns the parent of the kind that an object belongs to, by its labels.
+func (k kind) parentOf(_ context.Context, object client.Object) []reconcile.Request {
 	l := object.GetLabels()
-	if l[labelParentType] != parentProxyGroup || l[labelParent] == "" {
+	if l[labelParentType] != k.label || l[labelParent] == "" {
 		return nil
 	}
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: l[labelParent]}}}
@@ -104,7 +120,7 @@ func (g *groups) ofServiceAccount(ctx context.Context, account client.Object) []
 	if account.GetName() == g.config.Impersonator {
 		return g.all(ctx, account)
 	}
-	return groupOf(ctx, account)
+	return proxyGroupKind.parentOf(ctx, account)
 }
 
 // secretChanged reports whether a change of a Secret is news to the controller. Most

@@ -24,7 +24,7 @@ import (
 func TestCleanup(t *testing.T) {
 	r := &rig{Cluster: kubernetes.New(t, kubernetes.Options{})}
 	r.namespace(t, "cleanup")
-	mustRun(t, r.upgrade(t.Context(), "cleanup", "cleanup", "--values", exampleFiles(t)["ha-auth"], "--set", "networkPolicy.enabled=true"))
+	mustRun(t, r.upgrade(t.Context(), "cleanup", "cleanup", "--values", exampleFiles(t)["ha-auth"], "--set", "networkPolicy.enabled=true,recorders[0].name=recorder"))
 	jobs := r.Client().BatchV1().Jobs("cleanup")
 	watcher, err := jobs.Watch(t.Context(), metav1.ListOptions{})
 	if err != nil {
@@ -47,12 +47,15 @@ func TestCleanup(t *testing.T) {
 		t.Errorf("the pod that cleans up is not admitted: %v", err)
 	}
 	// All is there still, and the Job may do what it has to.
-	mustRun(t, r.Kubectl(t.Context(), "--namespace=cleanup", "get", "deployment/operator", "proxygroup/my-cluster", "secret/operator", "networkpolicy/operator-cleanup"))
+	mustRun(t, r.Kubectl(t.Context(), "--namespace=cleanup", "get", "deployment/operator", "proxygroup/my-cluster", "recorder/recorder", "secret/operator", "networkpolicy/operator-cleanup"))
 	const account = "system:serviceaccount:cleanup:operator-cleanup"
 	r.check(t, map[string][]action{account: {
 		{Verb: "list", Group: "tailscale.com", Resource: "proxygroups"},
 		{Verb: "delete", Group: "tailscale.com", Resource: "proxygroups", Name: "my-cluster"},
 		{Verb: "patch", Group: "tailscale.com", Resource: "proxygroups", Name: "my-cluster"},
+		{Verb: "list", Group: "tailscale.com", Resource: "recorders"},
+		{Verb: "delete", Group: "tailscale.com", Resource: "recorders", Name: "recorder"},
+		{Verb: "patch", Group: "tailscale.com", Resource: "recorders", Name: "recorder"},
 		{Verb: "get", Group: "apps", Resource: "deployments", Namespace: "cleanup", Name: "operator"},
 		{Verb: "patch", Group: "apps", Resource: "deployments", Subresource: "scale", Namespace: "cleanup", Name: "operator"},
 		{Verb: "list", Resource: "pods", Namespace: "cleanup"},
@@ -68,8 +71,8 @@ func TestCleanup(t *testing.T) {
 	}}, false)
 
 	runCleanup(t, r, job)
-	mustRun(t, r.Kubectl(t.Context(), "wait", "--for=delete", "--timeout=1m", "proxygroup/my-cluster"))
-	for kind, name := range map[string]string{"secret": "operator", "proxygroup": "my-cluster"} {
+	mustRun(t, r.Kubectl(t.Context(), "wait", "--for=delete", "--timeout=1m", "proxygroup/my-cluster", "recorder/recorder"))
+	for kind, name := range map[string]string{"secret": "operator", "proxygroup": "my-cluster", "recorder": "recorder"} {
 		if out, err := r.Kubectl(t.Context(), "--namespace=cleanup", "get", kind, name).CombinedOutput(); err == nil {
 			t.Errorf("tailhelm cleanup left %s", out)
 		}

@@ -22,6 +22,10 @@ func TestCustomResources(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "helm show crds <this chart> | kubectl apply --server-side --filename -") {
 		t.Errorf("an upgrade to ProxyGroups without their definitions: %v\n%s", err, out)
 	}
+	out, err = r.upgrade(t.Context(), "plain", "first", "--set", "recorders[0].name=recorder,installCRDs=false,fullnameOverride=plain,oauth.clientId=a,oauth.clientSecret=b").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "the cluster does not know Recorders") {
+		t.Errorf("an upgrade to Recorders without their definition: %v\n%s", err, out)
+	}
 	mustRun(t, r.uninstall(t.Context(), "plain", "first"))
 
 	// The first installation brings definitions and objects of them at once.
@@ -37,13 +41,13 @@ func TestCustomResources(t *testing.T) {
 	if left := r.left(t, "first"); len(left) > 0 {
 		t.Errorf("left after helm uninstall: %v", left)
 	}
-	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com"))
+	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
 
 	// What validate.yaml tells people to run.
-	mustRun(t, r.Kubectl(t.Context(), "delete", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com"))
+	mustRun(t, r.Kubectl(t.Context(), "delete", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
 	definitions := output(t, r.Helm(t.Context(), "show", "crds", chart))
 	apply := r.Kubectl(t.Context(), "apply", "--server-side", "--filename", "-")
 	apply.Stdin = strings.NewReader(definitions)
 	mustRun(t, apply)
-	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com"))
+	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
 }

@@ -88,7 +88,7 @@ func (r *rig) admit(t *testing.T, namespace string) {
 // left returns the names of all objects of a release that are still there.
 func (r *rig) left(t *testing.T, release string) []string {
 	t.Helper()
-	kinds := "proxygroups,proxyclasses,deployments,jobs,secrets,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings," +
+	kinds := "proxygroups,proxyclasses,recorders,deployments,jobs,secrets,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings," +
 		"networkpolicies,poddisruptionbudgets" + r.monitoring
 	out := output(t, r.Kubectl(t.Context(), "get", kinds, "--all-namespaces", "--output=name", "--selector=app.kubernetes.io/component!=state,app.kubernetes.io/instance="+release)) // state is kept: see TestLeftAfterUninstall
 	return strings.Fields(out)
@@ -303,6 +303,9 @@ func controllers() []action {
 		{Verb: "patch", Group: "tailscale.com", Resource: "proxygroups", Subresource: "status", Name: "a"},
 		{Verb: "patch", Group: "tailscale.com", Resource: "proxyclasses", Subresource: "status", Name: "a"},
 		{Verb: "update", Group: "tailscale.com", Resource: "proxygroups", Subresource: "finalizers", Name: "a"},
+		{Verb: "patch", Group: "tailscale.com", Resource: "recorders", Name: "a"},
+		{Verb: "patch", Group: "tailscale.com", Resource: "recorders", Subresource: "status", Name: "a"},
+		{Verb: "update", Group: "tailscale.com", Resource: "recorders", Subresource: "finalizers", Name: "a"},
 		{Verb: "get", Resource: "namespaces", Name: "kube-system"},
 		{Verb: "create", Group: "events.k8s.io", Resource: "events", Namespace: "default"},
 		{Verb: "create", Resource: "events", Namespace: ns},
@@ -311,7 +314,8 @@ func controllers() []action {
 	}
 	for _, verb := range []string{"get", "list", "watch"} {
 		actions = append(actions, action{Verb: verb, Resource: "nodes"}, action{Verb: verb, Resource: "pods", Namespace: ns},
-			action{Verb: verb, Group: "tailscale.com", Resource: "proxygroups"}, action{Verb: verb, Group: "tailscale.com", Resource: "proxyclasses"})
+			action{Verb: verb, Group: "tailscale.com", Resource: "proxygroups"}, action{Verb: verb, Group: "tailscale.com", Resource: "proxyclasses"},
+			action{Verb: verb, Group: "tailscale.com", Resource: "recorders"})
 	}
 	for _, verb := range []string{"get", "list", "watch", "create", "patch", "delete"} {
 		for resource, group := range map[string]string{

@@ -179,12 +179,15 @@ func at(values map[string]any, path []string) any {
 // TestMetricsExist finds metrics in the alerts and the dashboard that the program has not.
 func TestMetricsExist(t *testing.T) {
 	known := map[string]bool{}
-	for path, prefix := range map[string]string{"internal/apiproxy/metrics.go": "tailhelm_apiproxy_", "internal/cli/serve.go": "tailhelm_"} {
+	for path, prefix := range map[string]string{
+		"internal/apiproxy/metrics.go": "tailhelm_apiproxy_", "internal/cli/serve.go": "tailhelm_",
+		"internal/recorder/handler.go": "tailhelm_recorder_", "internal/cli/recorder.go": "tailhelm_recorder_",
+	} {
 		b, err := os.ReadFile(root + "/" + path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile(`Name: "([a-z_]+)"`).FindAllSubmatch(b, -1) {
+		for _, m := range regexp.MustCompile(`(?:Name: |gauge\()"([a-z_]+)"`).FindAllSubmatch(b, -1) {
 			known[prefix+string(m[1])] = true
 		}
 	}

@@ -4,6 +4,7 @@
 package chart
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,6 +70,48 @@ proxyClass:
 `},
 }
 
+// recorders are Recorders as the operator renders them, in the form of workloads.
+var recorders = map[string]struct{ args, values string }{
+	"recorder": {"", `
+recorder: {name: recorder, replicas: 1, running: 1, hostnamePrefix: recorder, tags: ["tag:k8s"], from: ["tag:k8s-operator", "tag:k8s"], spec: {}}
+`},
+	"recorder-none": {"--set networkPolicy.enabled=true", `
+recorder: {name: stopped, replicas: 0, running: 0, hostnamePrefix: stopped, tags: ["tag:k8s"], from: ["tag:k8s"], spec: {enableUI: true, replicas: 0}}
+`},
+	"recorder-everything": {"--values testdata/workloads.values.yaml", `
+loginServer: https://control.example.com
+recorder:
+  name: "2e4"
+  replicas: 2
+  running: 3
+  hostnamePrefix: "2e4"
+  tags: ["tag:k8s-recorder"]
+  from: ["tag:k8s-operator"]
+  spec:
+    replicas: 2
+    storage: {persistentVolumeClaim: {size: 10Gi, storageClassName: "", accessModes: [ReadWriteOncePod], whenDeleted: Delete}}
+    recordings: {keep: 720h, maxTotal: 9Gi, maxRecording: "0", minFree: 1Gi}
+    statefulSet:
+      labels: {team: access, tailscale.com/managed: "no"}
+      annotations: {note: set}
+      pod:
+        labels: {team: access, tailscale.com/parent-resource: other}
+        annotations: {note: pod}
+        affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: arch, operator: Exists}]}]}}}
+        securityContext: {runAsUser: 1000650000, fsGroup: 1000650000}
+        imagePullSecrets: [{name: pull}, {name: recorder}]
+        nodeSelector: {kubernetes.io/arch: arm64}
+        tolerations: [{key: control-plane, operator: Exists, effect: NoSchedule}]
+        serviceAccount: {name: keeper, annotations: {role: keeper}}
+        container:
+          image: mirror.example.com/tailhelm:v2
+          imagePullPolicy: IfNotPresent
+          resources: {requests: {cpu: 100m}}
+          securityContext: {runAsGroup: 1}
+          env: [{name: A, value: recorder}, {name: C, value: last}, {name: POD_UID, value: forged}, {name: RECORDINGS_DIR, value: /tmp}]
+`},
+}
+
 // workloadFolder returns a folder with what the ConfigMap has that the chart makes.
 func workloadFolder(t *testing.T, namespace, args string) string {
 	t.Helper()
@@ -90,7 +133,7 @@ func workloadFolder(t *testing.T, namespace, args string) string {
 	return dir
 }
 
-// renderWorkload renders a ProxyGroup as the operator does.
+// renderWorkload renders a ProxyGroup or a Recorder as the operator does.
 func renderWorkload(t *testing.T, namespace, args, values string) string {
 	t.Helper()
 	dir := workloadFolder(t, namespace, args)
@@ -101,9 +144,16 @@ func renderWorkload(t *testing.T, namespace, args, values string) string {
 	return template(t, "release", dir, "--namespace", namespace, "--values", given)
 }
 
-// TestWorkloadsGolden renders ProxyGroups as they are recorded.
+// allWorkloads are workloads and recorders.
+func allWorkloads() map[string]struct{ args, values string } {
+	all := maps.Clone(workloads)
+	maps.Copy(all, recorders)
+	return all
+}
+
+// TestWorkloadsGolden renders ProxyGroups and Recorders as they are recorded.
 func TestWorkloadsGolden(t *testing.T) {
-	for name, w := range workloads {
+	for name, w := range allWorkloads() {
 		t.Run(name, func(t *testing.T) {
 			golden(t, filepath.Join("testdata", "workloads", name+".yaml"), renderWorkload(t, "tailscale", w.args, w.values))
 		})
@@ -124,13 +174,13 @@ func TestWorkloadsShipped(t *testing.T) {
 	}
 }
 
-// TestWorkloads has the operator's ServiceAccount make ProxyGroups' objects, in a namespace that
+// TestWorkloads has the operator's ServiceAccount make the objects of ProxyGroups and Recorders, in a namespace that
 // enforces the restricted Pod Security level, and asks what the replicas' may do.
 func TestWorkloads(t *testing.T) {
 	r := newRig(t)
 	r.namespace(t, "workloads")
 	mustRun(t, r.upgrade(t.Context(), "release", "workloads", "--set", "apiServerProxyConfig.allowImpersonation=true"))
-	for name, w := range workloads {
+	for name, w := range allWorkloads() {
 		objects := renderWorkload(t, "workloads", w.args, w.values)
 		// Twice: the second time, the objects are there.
 		for range 2 {
@@ -145,8 +195,8 @@ func TestWorkloads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(sets.Items) != 3 { // "auth" and "none" have one name
-		t.Errorf("there are %d StatefulSets, want 3", len(sets.Items))
+	if len(sets.Items) != 6 { // "auth" and "none" have one name
+		t.Errorf("there are %d StatefulSets, want 6", len(sets.Items))
 	}
 	for _, set := range sets.Items {
 		r.admitReplica(t, &set)
@@ -176,6 +226,20 @@ func TestWorkloads(t *testing.T) {
 		{Verb: "get", Group: "tailscale.com", Resource: "proxygroups", Name: "tools"},
 		impersonate("users", "alice@example.com"),
 	}}, false)
+
+	// A recorder has its Secrets, and nothing else.
+	const keeper = "system:serviceaccount:workloads:keeper"
+	r.check(t, map[string][]action{keeper: {
+		secret("get", "2e4-0"), secret("patch", "2e4-2"), secret("get", "2e4-2-config"),
+	}}, true)
+	r.check(t, map[string][]action{keeper: {
+		secret("get", "2e4-3"), secret("get", "recorder-0"), secret("get", "operator"), secret("list", ""), secret("watch", ""), secret("create", ""),
+		secret("patch", "2e4-0-config"), secret("delete", "2e4-0"), secret("update", "2e4-0"),
+		token("workloads", "kube-apiserver-auth-proxy"), token("workloads", "keeper"),
+		{Verb: "list", Resource: "pods", Namespace: "workloads"}, {Verb: "create", Resource: "events", Namespace: "workloads"},
+		{Verb: "get", Group: "tailscale.com", Resource: "recorders", Name: "2e4"},
+		impersonate("users", "alice@example.com"),
+	}}, false)
 }
 
 // admitReplica has the API server admit a StatefulSet's first pod.
@@ -183,6 +247,10 @@ func (r *rig) admitReplica(t *testing.T, set *appsv1.StatefulSet) {
 	t.Helper()
 	pod := &corev1.Pod{ObjectMeta: set.Spec.Template.ObjectMeta, Spec: set.Spec.Template.Spec}
 	pod.Name = set.Name + "-0"
+	for _, claim := range set.Spec.VolumeClaimTemplates { // as the StatefulSet's controller does
+		source := &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name + "-" + pod.Name}
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: claim.Name, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: source}})
+	}
 	if _, err := r.Client().CoreV1().Pods(set.Namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
 		t.Errorf("a replica of %s is not admitted: %v", set.Name, err)
 	}
@@ -198,9 +266,10 @@ func TestFlags(t *testing.T) {
 		return template(t, "release", chart, "--show-only", "templates/"+name+".yaml", "--values", "testdata/workloads.values.yaml",
 			"--set", "apiServerProxyConfig.mode=true,oauth.clientId=a,oauth.audience=b,tls.source=secret,tls.secretName=c,loginServer=https://control.example.com")
 	}
-	w := workloads["everything"]
+	w, recorder := workloads["everything"], recorders["recorder-everything"]
 	for command, rendered := range map[string]string{
 		"operator": of("deployment"), "cleanup": of("cleanup-job"), "proxy": renderWorkload(t, "tailscale", w.args, w.values),
+		"recorder": renderWorkload(t, "tailscale", recorder.args, recorder.values),
 	} {
 		help := output(t, exec.CommandContext(t.Context(), program, command, "--help"))
 		flags := regexp.MustCompile(`- (--[a-z-]+)`).FindAllStringSubmatch(rendered, -1)
@@ -246,7 +315,9 @@ func TestEveryWorkloadValueIsUsed(t *testing.T) {
 		}
 	}
 	delete(values, "proxyClass")
-	delete(values["proxyGroup"].(map[string]any), "uid") // for templates of people
+	for _, parent := range []string{"proxyGroup", "recorder"} {
+		delete(values[parent].(map[string]any), "uid") // for templates of people
+	}
 	for _, leaf := range leaves(values, nil) {
 		if !u.uses(leaf) {
 			t.Errorf("no template of workloads reads %s", leaf)

@@ -62,6 +62,7 @@ func permutations() map[string]permutation {
 		"noauth":            {example: "noauth", prepare: oauth, callers: tokens},
 		"openshift":         {example: "openshift", prepare: oauth},
 		"own-certificate":   {example: "own-certificate", prepare: ownCertificate, callers: ownAuthority, noACME: true},
+		"recorder":          {example: "recorder", prepare: oauth},
 		"restricted-namespace": {
 			example: "restricted-namespace", prepare: oauth,
 			labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},

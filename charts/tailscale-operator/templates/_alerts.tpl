@@ -39,4 +39,18 @@ in words, "what" they watch and "where" it is.
   annotations:
     summary: Requests through the {{ .what }} are slow.
     description: "One of 100 ordinary requests takes more than {{ "{{ $value | humanizeDuration }}" }}."
+- alert: {{ .name }}RecordingsIncomplete
+  expr: sum by ({{ $by }}) (increase(tailhelm_apiproxy_recordings_total{ {{- .samples -}},result=~"incomplete|none"}[15m])) > 0
+  labels:
+    {{- toYaml .labels | nindent 4 }}
+  annotations:
+    summary: The {{ .what }} has sessions that no recorder has, or not to their end.
+    description: "A recorder was lost, or none was reached. The log of {{ .where }} says whose sessions they are: look for \"recording\"."
+- alert: {{ .name }}EventsLost
+  expr: sum by ({{ $by }}) (increase(tailhelm_apiproxy_events_total{ {{- .samples -}},result="lost"}[15m])) > 0
+  labels:
+    {{- toYaml .labels | nindent 4 }}
+  annotations:
+    summary: The {{ .what }} has requests whose events no recorder has.
+    description: "No recorder took them. The log of {{ .where }} says why."
 {{- end -}}

@@ -138,11 +138,10 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
-{{/* Labels of the replicas of this release's ProxyGroups, as the templates of workloads set them. */}}
+{{/* Labels of the replicas of this release's ProxyGroups and Recorders, as the templates of workloads set them. */}}
 {{- define "tailscale-operator.replicaSelectorLabels" -}}
 app.kubernetes.io/part-of: {{ .Release.Name | quote }}
 tailscale.com/managed: "true"
-tailscale.com/parent-resource-type: proxygroup
 {{- end -}}
 
 {{/* Name of the chart's own objects for them. */}}
@@ -327,6 +326,10 @@ other values decide.
 {{- range .Values.proxyGroups -}}
 {{- $container := (((.pod | default dict).statefulSet | default dict).pod | default dict).tailscaleContainer | default dict -}}
 {{- $_ := set $images (printf "proxyGroups: the image of %q" .name) ($container.image | default "") -}}
+{{- end -}}
+{{- range .Values.recorders -}}
+{{- $container := (((.spec | default dict).statefulSet | default dict).pod | default dict).container | default dict -}}
+{{- $_ := set $images (printf "recorders: the image of %q" .name) ($container.image | default "") -}}
 {{- end -}}
 {{- toYaml $images -}}
 {{- end -}}
