@@ -41,26 +41,23 @@ type stage struct {
 	admin   *tailscale.Client // what a person does in the admin console
 	login   string            // a member of group:platform
 	text    string            // of the documentation
+	dir     string            // with a folder for each Pod
 }
 
 // newStage installs the chart.
 func newStage(t *testing.T, values ...string) *stage {
 	t.Helper()
-	s := &stage{t: t, cluster: kubernetes.New(t, kubernetes.Options{ControllerManager: true}), tailnet: tailnet.New(t, tailnet.Options{}), login: unique("user") + "@example.com"}
+	s := &stage{t: t, cluster: kubernetes.New(t, kubernetes.Options{ControllerManager: true}), tailnet: tailnet.New(t, tailnet.Options{}), login: unique("user") + "@example.com", dir: t.TempDir()}
 	root, err := tailhelm.Root(t.Context())
 	noError(t, err)
-	text, err := os.ReadFile(filepath.Join(root, documentation))
-	noError(t, err)
-	s.text = string(text)
-	policy, err := tailnet.ParsePolicy(fmt.Appendf(nil, `{"groups": {"group:platform": [%q]}, %s}`, s.login, s.block("json")))
-	noError(t, err)
-	noError(t, s.tailnet.SetPolicy(policy))
+	s.read(documentation)
+	s.setPolicy("group:platform", s.block("json"))
 	id, secret := s.tailnet.OAuthClient(operatorTag)
 	base, err := url.Parse(s.tailnet.URL())
 	noError(t, err)
 	s.admin = &tailscale.Client{BaseURL: base, Auth: &tailscale.OAuth{ClientID: id, ClientSecret: secret}}
 	s.node, err = tailhelm.StartNode(t.Context(), tailhelm.NodeOptions{
-		Name: "node", Config: s.cluster.Config(), Namespace: releaseSpace, Program: shared.program, Dir: t.TempDir(),
+		Name: "node", Config: s.cluster.Config(), Namespace: releaseSpace, Program: shared.program, Dir: s.dir,
 		Env: s.tailnet.Environ(),
 	})
 	noError(t, err)
@@ -87,14 +84,32 @@ func newStage(t *testing.T, values ...string) *stage {
 	return s
 }
 
+// read makes a file the documentation.
+func (s *stage) read(file string) {
+	s.t.Helper()
+	root, err := tailhelm.Root(s.t.Context())
+	noError(s.t, err)
+	text, err := os.ReadFile(filepath.Join(root, file))
+	noError(s.t, err)
+	s.text = string(text)
+}
+
 // block returns the documentation's first block of code in a language.
 func (s *stage) block(language string) string {
 	s.t.Helper()
 	found := regexp.MustCompile("(?s)```" + language + "\n(.*?)```").FindStringSubmatch(s.text)
 	if found == nil {
-		s.t.Fatalf("%s has no block of %s", documentation, language)
+		s.t.Fatalf("the documentation has no block of %s", language)
 	}
 	return found[1]
+}
+
+// setPolicy sets the tailnet policy: that of a documentation, with the caller in a group.
+func (s *stage) setPolicy(group, rest string) {
+	s.t.Helper()
+	policy, err := tailnet.ParsePolicy(fmt.Appendf(nil, `{"groups": {%q: [%q]}, %s}`, group, s.login, rest))
+	noError(s.t, err)
+	noError(s.t, s.tailnet.SetPolicy(policy))
 }
 
 // kubectl is what an administrator of the cluster does.
