@@ -68,7 +68,9 @@ func (n *Node) watchOnce(ctx context.Context) error {
 
 // notice takes in one notification of the IPN bus.
 func (n *Node) notice(ctx context.Context, note *ipn.Notify) {
-	if len(note.PeersChanged) > 0 || len(note.PeersRemoved) > 0 || len(note.PeerChangedPatch) > 0 ||
+	// Not PeerChangedPatch: where peers are, and whether they are online, says nothing of
+	// who they are, and large tailnets tell it all the time.
+	if len(note.PeersChanged) > 0 || len(note.PeersRemoved) > 0 ||
 		len(note.UserProfiles) > 0 || note.SelfChange != nil || note.State != nil {
 		n.peers.invalidate()
 	}

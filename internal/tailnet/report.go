@@ -33,11 +33,18 @@ const (
 	KeyChecks = "checks"
 )
 
+// reported are these keys. They come and go, and the operator takes some away.
+var reported = map[string]bool{
+	KeyDeviceID: true, KeyDeviceFQDN: true, KeyDeviceIPs: true, KeyPodUID: true, KeyReissue: true, KeyChecks: true,
+}
+
 const (
 	// reportInterval is how often the checks are asked for the report.
 	reportInterval = 2 * time.Second
 	// restoreInterval is how often the Secret is looked at that holds it.
 	restoreInterval = 30 * time.Second
+	// restoreTimeout bounds the last look.
+	restoreTimeout = 5 * time.Second
 )
 
 // Report tells in the node's state Secret how the node is, until ctx is done: which device this is, which pod runs it, and which checks fail.
@@ -71,6 +78,12 @@ func (n *Node) Report(ctx context.Context, store *SecretStore, podUID string, fa
 			written[key] = value
 		}
 	}, reportInterval)
+	// The next process has what the Secret has.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreTimeout)
+	defer cancel()
+	if err := store.Restore(ctx); err != nil {
+		n.config.Log.WarnContext(ctx, "the device's state", "error", err)
+	}
 	return nil
 }
 

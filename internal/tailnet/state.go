@@ -23,19 +23,31 @@ import (
 	"tailscale.com/ipn"
 )
 
-// writeTimeout bounds one write of state, its retries included.
-const writeTimeout = 30 * time.Second
+const (
+	// writeTimeout bounds one write, its retries included.
+	writeTimeout = 30 * time.Second
+	// stateTimeout is how long Tailscale's code waits for one of its own. It writes with its
+	// lock held, without which nobody is told who a peer is.
+	stateTimeout = 2 * time.Second
+)
 
 // SecretStore keeps a node's state in a Kubernetes Secret. Its keys are those of
 // Tailscale's own store, so that a device can move between the two. It needs get
 // and patch on that Secret, and create in the namespace when it does not exist.
+//
+// What the API server does not take in time is owed: it is in memory, and goes with the
+// next write, or with Restore.
 type SecretStore struct {
 	secrets typedcorev1.SecretInterface
 	name    string
+	log     *slog.Logger
 
-	mu   sync.Mutex // also held while writing, so that writes keep their order
+	sending chan struct{} // holds one while somebody writes, so that values keep their order
+
+	mu   sync.Mutex
 	data map[string][]byte
-	uid  types.UID // of the Secret that has the data
+	owed map[string]bool // keys of Tailscale's whose values the Secret does not have yet
+	uid  types.UID       // of the Secret that has the data
 }
 
 var _ ipn.StateStore = (*SecretStore)(nil)
@@ -43,7 +55,10 @@ var _ ipn.StateStore = (*SecretStore)(nil)
 // NewSecretStore reads the Secret, creates it when there is none, and returns the
 // store. While the API server cannot answer it tries again, until ctx is done.
 func NewSecretStore(ctx context.Context, client KubernetesClient, namespace, name string, log *slog.Logger) (*SecretStore, error) {
-	s := &SecretStore{secrets: client.CoreV1().Secrets(namespace), name: name, data: map[string][]byte{}}
+	s := &SecretStore{
+		secrets: client.CoreV1().Secrets(namespace), name: name, log: log,
+		sending: make(chan struct{}, 1), data: map[string][]byte{}, owed: map[string]bool{},
+	}
 	err := s.retry(ctx, func(ctx context.Context) error {
 		err := s.load(ctx)
 		if err != nil && !isFinal(err) {
@@ -71,17 +86,28 @@ func (s *SecretStore) load(ctx context.Context) error {
 	return nil
 }
 
-// Restore puts everything back into a Secret that was deleted and made anew. The device
-// would be another one after a restart without it.
+// Restore puts everything back into a Secret that was deleted and made anew, or that lost
+// what Tailscale's code wrote, and writes what is owed. The device would be another one
+// after a restart without it.
 func (s *SecretStore) Restore(ctx context.Context) error {
 	secret, err := s.secrets.Get(ctx, s.name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("reading Secret %s: %w", s.name, err)
 	}
 	s.mu.Lock()
-	lost, data := secret.UID != s.uid, maps.Clone(s.data)
+	lost, owes, data := secret.UID != s.uid, len(s.owed) > 0, maps.Clone(s.data)
 	s.mu.Unlock()
-	if !lost {
+	delete(data, KeyReissue) // may have been answered long ago
+	for key := range data {
+		_, has := secret.Data[key]
+		lost = lost || !has && !reported[key]
+	}
+	switch {
+	case lost:
+		s.log.WarnContext(ctx, "the device's state was lost, and is put back", "secret", s.name)
+	case owes:
+		data = nil
+	default:
 		return nil
 	}
 	if err := s.write(ctx, data); err != nil {
@@ -121,25 +147,43 @@ func (s *SecretStore) ReadState(id ipn.StateKey) ([]byte, error) {
 	return value, nil
 }
 
-// WriteState writes one key of the Secret; nil deletes it. It tries again while the
-// API server cannot answer, for up to half a minute.
+// WriteState writes one key of the Secret; nil deletes it. When the API server does not take it
+// soon, it is owed, and no error.
 func (s *SecretStore) WriteState(id ipn.StateKey, value []byte) error {
-	if err := s.write(context.Background(), map[string][]byte{secretKey(id): value}); err != nil {
-		return fmt.Errorf("writing state %q to Secret %s: %w", id, s.name, err)
-	}
-	return nil
-}
-
-// write writes keys of the Secret in one request; nil deletes.
-func (s *SecretStore) write(ctx context.Context, data map[string][]byte) error {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	key := secretKey(id)
+	ctx, cancel := context.WithTimeout(context.Background(), stateTimeout)
 	defer cancel()
-	patch, err := json.Marshal(map[string]any{"data": data})
-	if err != nil {
-		return err
+	switch err := s.write(ctx, map[string][]byte{key: value}); {
+	case err == nil:
+		return nil
+	case isFinal(err):
+		return fmt.Errorf("writing state %q to Secret %s: %w", id, s.name, err)
+	default:
+		s.log.WarnContext(ctx, "the device's state is in memory alone for now", "key", key, "secret", s.name, "error", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.keep(key, value)
+	s.owed[key] = true
+	return nil
+}
+
+// write writes keys of the Secret, and those that are owed, in one request; nil deletes.
+func (s *SecretStore) write(ctx context.Context, data map[string][]byte) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	select {
+	case s.sending <- struct{}{}:
+		defer func() { <-s.sending }()
+	case <-ctx.Done():
+		return fmt.Errorf("another write is under way: %w", ctx.Err())
+	}
+	all := s.owing()
+	maps.Copy(all, data)
+	patch, err := json.Marshal(map[string]any{"data": all})
+	if err != nil {
+		return err
+	}
 	err = s.retry(ctx, func(ctx context.Context) error {
 		_, err := s.secrets.Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "tailhelm"})
 		return err
@@ -147,14 +191,37 @@ func (s *SecretStore) write(ctx context.Context, data map[string][]byte) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for key, value := range data {
-		if value == nil {
-			delete(s.data, key)
-		} else {
-			s.data[key] = bytes.Clone(value)
+		s.keep(key, value)
+	}
+	for key, value := range all {
+		if bytes.Equal(s.data[key], value) { // or it was written again meanwhile
+			delete(s.owed, key)
 		}
 	}
 	return nil
+}
+
+// owing returns what is owed.
+func (s *SecretStore) owing() map[string][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	owing := map[string][]byte{}
+	for key := range s.owed {
+		owing[key] = s.data[key]
+	}
+	return owing
+}
+
+// keep notes a value in memory; nil deletes. s.mu is held.
+func (s *SecretStore) keep(key string, value []byte) {
+	if value == nil {
+		delete(s.data, key)
+	} else {
+		s.data[key] = bytes.Clone(value)
+	}
 }
 
 // String names the store in logs.

@@ -139,17 +139,25 @@ func TestSecretStoreForbidden(t *testing.T) {
 	}
 }
 
-// Writing goes on for half a minute, and no longer.
-func TestWriteStateTriesAgain(t *testing.T) {
+// Tailscale's code waits for a moment, and reads what it wrote. The Secret has it as soon as the
+// API server takes something.
+func TestWriteStateWhileAPIServerIsAway(t *testing.T) {
 	for name, tc := range map[string]struct {
 		away time.Duration
-		ok   bool
+		// next is what is written afterwards.
+		next func(*testing.T, *SecretStore) error
 	}{
-		"a short outage": {20 * time.Second, true}, "a long outage": {time.Minute, false},
+		"a moment": {time.Second, func(*testing.T, *SecretStore) error { return nil }},
+		"until the next report": {time.Minute, func(t *testing.T, s *SecretStore) error {
+			return s.write(t.Context(), map[string][]byte{KeyPodUID: []byte("u")})
+		}},
+		"until it is looked at":     {time.Minute, func(t *testing.T, s *SecretStore) error { return s.Restore(t.Context()) }},
+		"until the next state":      {time.Minute, func(_ *testing.T, s *SecretStore) error { return s.WriteState("other", []byte("o")) }},
+		"until it is written again": {time.Minute, func(_ *testing.T, s *SecretStore) error { return s.WriteState("a", []byte("2")) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client := secrets(map[string][]byte{"a": []byte("1")})
+				client := secrets(map[string][]byte{"a": []byte("1"), "gone": []byte("g")})
 				s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
 				if err != nil {
 					t.Fatal(err)
@@ -158,15 +166,101 @@ func TestWriteStateTriesAgain(t *testing.T) {
 				client.PrependReactor("patch", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
 					return time.Now().Before(back), nil, away
 				})
-				err = s.WriteState("a", []byte("2"))
-				if (err == nil) != tc.ok || err != nil && !apierrors.IsServiceUnavailable(err) {
-					t.Errorf("error %v", err)
+				began := time.Now()
+				for key, value := range map[ipn.StateKey][]byte{"a": []byte("2"), "gone": nil} {
+					if err := s.WriteState(key, value); err != nil {
+						t.Fatal(err)
+					}
 				}
-				want := map[bool]string{true: "2", false: "1"}[tc.ok]
-				if got, err := s.ReadState("a"); string(got) != want || err != nil {
-					t.Errorf("read %q, %v, want %q: memory must say what the Secret does", got, err, want)
+				if took := time.Since(began); took > 2*stateTimeout {
+					t.Errorf("Tailscale's code has waited for %s", took)
+				}
+				if got, err := s.ReadState("a"); string(got) != "2" || err != nil {
+					t.Errorf("read %q, %v", got, err)
+				}
+				if _, err := s.ReadState("gone"); !errors.Is(err, ipn.ErrStateNotExist) {
+					t.Errorf("a deleted key: %v", err)
+				}
+				time.Sleep(time.Until(back))
+				if err := tc.next(t, s); err != nil {
+					t.Fatal(err)
+				}
+				data := stored(t, client)
+				if _, has := data["gone"]; string(data["a"]) != "2" || has {
+					t.Errorf("the Secret has %q", data)
+				}
+				if owing := s.owing(); len(owing) > 0 {
+					t.Errorf("owing %q", owing)
 				}
 			})
+		})
+	}
+}
+
+// A report that the API server does not take holds up nobody.
+func TestWriteStateDuringSlowReport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := secrets(map[string][]byte{"a": []byte("1")})
+		s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		failing(client, "patch", -1, away)
+		done := make(chan error)
+		go func() { done <- s.write(t.Context(), map[string][]byte{KeyPodUID: []byte("u")}) }()
+		synctest.Wait()
+		began := time.Now()
+		if err := s.WriteState("a", []byte("2")); err != nil || time.Since(began) > stateTimeout {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+		if err := <-done; !apierrors.IsServiceUnavailable(err) || time.Since(began) > writeTimeout {
+			t.Errorf("the report: %v after %s", err, time.Since(began))
+		}
+		if diff := cmp.Diff(map[string][]byte{"a": []byte("2")}, s.owing()); diff != "" {
+			t.Errorf("owing (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// What somebody took from the Secret, or with it, comes back, but for what others may take.
+func TestRestore(t *testing.T) {
+	for name, change := range map[string]func(*corev1.Secret){
+		"emptied":   func(s *corev1.Secret) { s.Data = nil },
+		"made anew": func(s *corev1.Secret) { s.Data, s.UID = nil, "another" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := secrets(map[string][]byte{"_machinekey": []byte("m")})
+			s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.write(t.Context(), map[string][]byte{KeyReissue: []byte("k"), KeyPodUID: []byte("u")}); err != nil {
+				t.Fatal(err)
+			}
+			replace := func(change func(*corev1.Secret)) {
+				t.Helper()
+				secret, err := client.CoreV1().Secrets("tailscale").Get(t.Context(), "operator", metav1.GetOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				change(secret)
+				if _, err := client.CoreV1().Secrets("tailscale").Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			check := func(want map[string][]byte) {
+				t.Helper()
+				if err := s.Restore(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(want, stored(t, client)); diff != "" {
+					t.Errorf("Secret (-want +got):\n%s", diff)
+				}
+			}
+			replace(func(s *corev1.Secret) { delete(s.Data, KeyReissue); delete(s.Data, KeyPodUID) })
+			check(map[string][]byte{"_machinekey": []byte("m")})
+			replace(change)
+			check(map[string][]byte{"_machinekey": []byte("m"), KeyPodUID: []byte("u")})
 		})
 	}
 }
