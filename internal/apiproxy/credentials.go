@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -89,39 +88,6 @@ func (s *serviceAccountTokens) Token() (*oauth2.Token, error) {
 		return nil, fmt.Errorf("%w: a token of ServiceAccount %s/%s: %w", ErrCredentials, s.namespace, s.name, err)
 	}
 	return &oauth2.Token{AccessToken: r.Status.Token, Expiry: now.Add(r.Status.ExpirationTimestamp.Sub(now) * 4 / 5)}, nil
-}
-
-// CheckReachable asks the API server for its version with config's credentials
-// and returns what keeps the proxy from using it. Without credentials, an API
-// server that refuses anonymous requests is reachable all the same.
-func CheckReachable(ctx context.Context, mode Mode, config *rest.Config) error {
-	if mode == ModeNoAuth {
-		config = rest.AnonymousClientConfig(config)
-	}
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return err
-	}
-	target, _, err := rest.DefaultServerUrlFor(config)
-	if err != nil {
-		return err
-	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, target.JoinPath("version").String(), nil)
-	if err != nil {
-		return err
-	}
-	res, err := client.Do(r)
-	if err != nil {
-		return fmt.Errorf("the API server at %s cannot be reached: %w", target, err)
-	}
-	_ = res.Body.Close()
-	switch {
-	case res.StatusCode >= http.StatusInternalServerError:
-		return fmt.Errorf("the API server at %s answers %s", target, res.Status)
-	case res.StatusCode == http.StatusUnauthorized && mode == ModeAuth:
-		return fmt.Errorf("the API server at %s does not accept the credentials with which the proxy impersonates: %s", target, res.Status)
-	}
-	return nil
 }
 
 // ErrAllPowerful is what CheckImpersonator returns for credentials that may do

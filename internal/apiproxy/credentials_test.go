@@ -23,7 +23,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
-	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
 )
 
@@ -147,7 +146,12 @@ func TestCheckReachable(t *testing.T) {
 			api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(tc.code) })
 			config := api.config()
 			config.Host += "/k8s/c-1"
-			checkError(t, CheckReachable(t.Context(), tc.mode, config), tc.want)
+			up, err := newUpstream(tc.mode, config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(up.close)
+			checkError(t, up.check(t.Context()), tc.want)
 			got := api.only(t)
 			want := map[Mode][]string{ModeAuth: {"Bearer " + ourToken}}[tc.mode]
 			if diff := cmp.Diff(want, got.Header["Authorization"]); diff != "" {
@@ -163,11 +167,14 @@ func TestCheckReachable(t *testing.T) {
 func TestCheckReachableDown(t *testing.T) {
 	api := newAPIServer(t, nil)
 	api.Close()
-	checkError(t, CheckReachable(t.Context(), ModeAuth, api.config()), "the API server at "+api.URL)
+	up, err := newUpstream(ModeAuth, api.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkError(t, up.check(t.Context()), "the API server at "+api.URL)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	checkError(t, CheckReachable(ctx, ModeAuth, api.config()), "cannot be reached")
-	checkError(t, CheckReachable(t.Context(), ModeAuth, &rest.Config{Host: "https://:x:y"}), "x")
+	checkError(t, up.check(ctx), "cannot be reached")
 }
 
 func TestCheckImpersonator(t *testing.T) {

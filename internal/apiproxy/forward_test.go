@@ -184,10 +184,10 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// The connection that Warm opens is the one of the first request. Without credentials
-// of its own, the proxy asks for nothing.
-func TestWarm(t *testing.T) {
-	for mode, want := range map[Mode]string{ModeAuth: "/version /api/v1/pods", ModeNoAuth: "/api/v1/pods"} {
+// The connection that CheckReachable opens is the one of the first request. Without credentials
+// of its own, the proxy asks over another one.
+func TestCheckReachableWarms(t *testing.T) {
+	for mode, want := range map[Mode]int{ModeAuth: 1, ModeNoAuth: 3} {
 		t.Run(string(mode), func(t *testing.T) {
 			var mu sync.Mutex
 			var paths []string
@@ -198,14 +198,16 @@ func TestWarm(t *testing.T) {
 				paths, connections[r.RemoteAddr] = append(paths, r.URL.Path), true
 			})
 			r := start(t, api, options{mode: mode})
-			if err := r.proxy.Warm(t.Context()); err != nil {
-				t.Fatal(err)
+			for range 2 {
+				if err := r.proxy.CheckReachable(t.Context()); err != nil {
+					t.Fatal(err)
+				}
 			}
 			r.get(t, alice.Addr, "/api/v1/pods", nil)
 			mu.Lock()
 			defer mu.Unlock()
-			if got := strings.Join(paths, " "); got != want || len(connections) != 1 {
-				t.Errorf("asked for %s over %d connections, want %s over one", got, len(connections), want)
+			if got := strings.Join(paths, " "); got != "/version /version /api/v1/pods" || len(connections) != want {
+				t.Errorf("asked for %s over %d connections, want %d", got, len(connections), want)
 			}
 		})
 	}

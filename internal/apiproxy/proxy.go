@@ -102,10 +102,12 @@ func New(config Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Warm opens the connection to the API server that requests share, unless it is open. Called
-// again and again it keeps it open, so that no request has to wait for one. It returns why
-// there is none. In ModeNoAuth, the first request with credentials opens it.
-func (p *Proxy) Warm(ctx context.Context) error { return p.upstream.warm(ctx) }
+// CheckReachable asks the API server for its version, and returns what keeps the proxy from
+// using it. In ModeAuth it asks over the connection that requests share: called again and
+// again it keeps it open, so that no request has to wait for one. In ModeNoAuth it has a
+// connection of its own and no credentials, and an API server that refuses those is
+// reachable all the same.
+func (p *Proxy) CheckReachable(ctx context.Context) error { return p.upstream.check(ctx) }
 
 // Watch ends open requests whose caller's identity changes, until ctx is done.
 // Without it, identity is asked only when a request begins.

@@ -45,10 +45,8 @@ type upstream struct {
 	target   *url.URL
 	requests http.RoundTripper
 	upgrades http.RoundTripper
-	// warm opens the connection that requests share, unless it is open: see askVersion. In
-	// ModeNoAuth it does nothing: there is nobody to ask as, and the API server closes
-	// connections on which somebody without credentials asked.
-	warm  func(context.Context) error
+	// check is for Proxy.CheckReachable: see askVersion.
+	check func(context.Context) error
 	close func()
 }
 
@@ -74,7 +72,10 @@ func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
 		return nil, fmt.Errorf("TLS to the Kubernetes API server %s: %w", config.Host, err)
 	}
 	h2, h1 := newTransport(config, tlsConfig, true), newTransport(config, tlsConfig, false)
-	u := &upstream{target: target, warm: func(context.Context) error { return nil }, close: func() { h2.CloseIdleConnections(); h1.CloseIdleConnections() }}
+	u := &upstream{target: target, close: func() { h2.CloseIdleConnections(); h1.CloseIdleConnections() }}
+	// Not over a connection that requests share: the API server closes those on which
+	// somebody without credentials asked.
+	u.check = askVersion(mode, h1, target)
 	for _, leg := range []struct {
 		out  *http.RoundTripper
 		base http.RoundTripper
@@ -85,7 +86,7 @@ func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
 		}
 		if mode == ModeAuth {
 			if leg.base == h2 {
-				u.warm = askVersion(rt, target)
+				u.check = askVersion(mode, rt, target)
 			}
 			rt = &impersonationGuard{next: rt}
 		}
@@ -137,7 +138,7 @@ func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // askVersion returns a function that asks for the API server's version, as the proxy
 // itself, which is harmless.
-func askVersion(rt http.RoundTripper, target *url.URL) func(context.Context) error {
+func askVersion(mode Mode, rt http.RoundTripper, target *url.URL) func(context.Context) error {
 	return func(ctx context.Context) error {
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, target.JoinPath("version").String(), nil)
 		if err != nil {
@@ -148,7 +149,14 @@ func askVersion(rt http.RoundTripper, target *url.URL) func(context.Context) err
 			return fmt.Errorf("the API server at %s cannot be reached: %w", target, err)
 		}
 		_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, maxVersion)) // or HTTP/1.1 would not keep the connection
-		return res.Body.Close()
+		_ = res.Body.Close()
+		switch {
+		case res.StatusCode >= http.StatusInternalServerError:
+			return fmt.Errorf("the API server at %s answers %s", target, res.Status)
+		case res.StatusCode == http.StatusUnauthorized && mode == ModeAuth:
+			return fmt.Errorf("the API server at %s does not accept the credentials with which the proxy impersonates: %s", target, res.Status)
+		}
+		return nil
 	}
 }
 
@@ -158,9 +166,9 @@ var errNotImpersonated = errors.New("the request does not impersonate its caller
 
 // impersonationGuard is the last thing before the proxy's credentials. A request
 // passes only if its context carries a caller (see withCall) and its headers
-// impersonate exactly that caller and bring no other credentials. Nothing else in
-// this package can reach the credentials in auth mode, but upstream.warm: a function that
-// makes its one request itself, and holds them where nobody else gets at them.
+// impersonate exactly that caller and bring no other credentials. No request of a client
+// can get to the credentials in auth mode but through it. Two others are made with them, each
+// by a function that makes this one request: upstream.check, and [CheckImpersonator].
 type impersonationGuard struct{ next http.RoundTripper }
 
 // RoundTrip refuses with an error that wraps errNotImpersonated.

@@ -191,12 +191,7 @@ func (s *service) checks() []health.Check {
 			}
 			return nil
 		}},
-		health.Cached(health.Check{Name: "apiserver", Check: func(ctx context.Context) error {
-			if err := apiproxy.CheckReachable(ctx, s.mode, s.upstream); err != nil {
-				return err
-			}
-			return s.proxy.Warm(ctx)
-		}}, reachableLifetime))
+		health.Cached(health.Check{Name: "apiserver", Check: s.proxy.CheckReachable}, reachableLifetime))
 	if s.mode == apiproxy.ModeAuth {
 		checks = append(checks, health.Cached(health.Check{Name: "impersonator", Check: func(ctx context.Context) error {
 			return apiproxy.CheckImpersonator(ctx, s.upstream)
