@@ -31,6 +31,7 @@ type proxyOptions struct {
 	hostname    string
 	loginServer string
 	tags        []string
+	masters     bool
 	replica     replicaOptions
 }
 
@@ -67,6 +68,7 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 	flags.StringVar(&o.loginServer, "login-server", "", "control server; empty means Tailscale's")
 	flags.StringSliceVar(&o.tags, "tags", nil, "tags that the device asks for, for example tag:k8s")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.BoolVar(&o.masters, "allow-system-masters", false, allowMastersUsage)
 	o.add(flags, "127.0.0.1:9002")
 	o.replica.add(flags)
 	return c
@@ -111,7 +113,7 @@ func (o *proxyOptions) service(ctx context.Context, env environment, logs io.Wri
 	}
 	return &service{
 		options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: upstream, upstreamSetting: [2]string{"--kubeconfig", path},
-		node: node, certs: certs, log: log,
+		refusedGroups: refusedGroups(o.masters), node: node, certs: certs, log: log,
 	}, nil
 }
 

@@ -27,7 +27,6 @@ type replicaOptions struct {
 	tlsSecret       string
 	lease           string
 	impersonator    string
-	masters         bool
 	withdrawDelay   time.Duration
 	acceptRoutes    bool
 	staticEndpoints []string
@@ -40,7 +39,6 @@ func (o *replicaOptions) add(flags *pflag.FlagSet) {
 	flags.StringVar(&o.tlsSecret, "tls-secret", "", "Secret with the Service's certificate, which the replicas share")
 	flags.StringVar(&o.lease, "lease", "", "Lease that decides which replica orders the certificate")
 	flags.StringVar(&o.impersonator, "impersonator", "kube-apiserver-auth-proxy", "in mode auth: ServiceAccount with whose tokens callers are impersonated")
-	flags.BoolVar(&o.masters, "allow-system-masters", false, allowMastersUsage)
 	flags.DurationVar(&o.withdrawDelay, "withdraw-delay", 20*time.Second, "how long clients have, after SIGTERM, to notice that other hosts serve the Service")
 	flags.BoolVar(&o.acceptRoutes, "accept-routes", false, "use the routes of the tailnet's subnet routers")
 	flags.StringSliceVar(&o.staticEndpoints, "static-endpoints", nil, "addresses (ip:port) at which the device can be reached from outside the cluster")
@@ -143,7 +141,7 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 	hosted := node.Service(tailcfg.ServiceName(r.service), 443, 80)
 	return &service{
 		options: o.serveOptions, mode: apiproxy.Mode(o.mode), upstream: r.upstream(apiproxy.Mode(o.mode), cluster, client),
-		upstreamSetting: [2]string{"--kubeconfig", path}, refusedGroups: refusedGroups(r.masters), node: node, log: config.Log,
+		upstreamSetting: [2]string{"--kubeconfig", path}, refusedGroups: refusedGroups(o.masters), node: node, log: config.Log,
 		certs: hosted.SharedCertificates(tailnet.SharedConfig{
 			Client: client, Namespace: r.namespace, Secret: r.tlsSecret, Lease: r.lease, Identity: o.hostname, Log: config.Log,
 			Staging: strings.Contains(env("TS_DEBUG_ACME_DIRECTORY_URL"), "acme-staging"),

@@ -142,12 +142,23 @@ func TestMalformedGrant(t *testing.T) {
 	}
 }
 
+// TestSystemMastersRefused: a grant of the group that may do everything makes nobody that, not even
+// where the impersonator could.
+func TestSystemMastersRefused(t *testing.T) {
+	t.Parallel()
+	c := newUser(t, shared.proxy, "system:masters")
+	res, body := c.get("/api/v1/namespaces")
+	if res.StatusCode != http.StatusForbidden || !strings.Contains(string(body), `which this proxy gives to nobody`) {
+		t.Errorf("%s\n%s", res.Status, body)
+	}
+}
+
 // TestImpersonationRefused: a client that asks to be somebody else is told so, and
 // the request goes nowhere.
 func TestImpersonationRefused(t *testing.T) {
 	t.Parallel()
-	c := newUser(t, shared.proxy, "system:masters") // who may impersonate
-	c.mustKubectl("get", "namespaces")              // kubectl has discovered the API before
+	c := newUser(t, shared.proxy, admins) // who may impersonate
+	c.mustKubectl("get", "namespaces")    // kubectl has discovered the API before
 	for _, args := range [][]string{{"--as=boss"}, {"--as=boss", "--as-group=bosses"}, {"--as=boss", "--as-uid=1"}} {
 		_, stderr, err := c.kubectl(append(args, "get", "namespaces")...)
 		if err == nil || !strings.Contains(stderr, "Impersonation is not supported by this proxy") || !strings.Contains(stderr, "--as") {

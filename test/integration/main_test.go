@@ -28,6 +28,9 @@ const (
 	// impersonatorUser is its name to the API server.
 	impersonatorUser = "system:serviceaccount:" + system + ":" + impersonator
 
+	// admins is a group that may do everything.
+	admins = "integration-admins"
+
 	// patience bounds what should take seconds, on a machine that does much else.
 	patience = 3 * time.Minute
 	// revocationPromise is how soon an open request ends whose caller lost a right.
@@ -126,6 +129,14 @@ func installImpersonator(ctx context.Context, c *kubernetes.Cluster) (kubeconfig
 		ObjectMeta: name,
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: system, Name: impersonator}},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: impersonator},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", err
+	}
+	_, err = c.Client().RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: admins},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: admins}},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return "", err

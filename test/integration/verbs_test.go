@@ -207,7 +207,7 @@ func TestSubresources(t *testing.T) {
 // TestNonResourcePaths asks for what is not an object.
 func TestNonResourcePaths(t *testing.T) {
 	t.Parallel()
-	c := newUser(t, shared.proxy, "system:masters")
+	c := newUser(t, shared.proxy, admins)
 	for _, path := range []string{
 		"/version", "/healthz", "/livez/ping", "/readyz?verbose", "/metrics", "/openapi/v2", "/openapi/v3",
 		"/api", "/apis", "/apis/apps/v1", "/.well-known/openid-configuration",
