@@ -18,6 +18,10 @@ var errNoAPI = &tailapi.Error{
 	Hint: "ProxyGroups and Recorders need an OAuth client or a workload identity with the write scopes auth_keys, devices:core and services: set the chart's value oauth",
 }
 
+// maxRetryAfter is how long one answer of the API can keep everything from being tried
+// again.
+const maxRetryAfter = 15 * time.Minute
+
 // gate is the way to the Tailscale API. After an error that other calls would meet as
 // well it stays shut for a while, whoever asks: events in the cluster must not make
 // more calls than the API allows.
@@ -58,14 +62,15 @@ func (g *gate) note(err error) {
 		}
 		return
 	}
-	wait := e.RetryAfter
+	wait := min(e.RetryAfter, maxRetryAfter)
 	switch e.Kind {
 	case tailapi.KindRateLimited:
 		if wait == 0 {
 			wait = g.timing.refused
 		}
 	case tailapi.KindUnavailable:
-		wait = max(wait, min(g.timing.backoff<<min(g.failures, 10), g.timing.backoffMax))
+		// It may be no answer of the API at all, so its wish is not worth more than ours.
+		wait = min(max(wait, g.timing.backoff<<min(g.failures, 10)), g.timing.backoffMax)
 		g.failures++
 	case tailapi.KindCredentials:
 		// Credentials may be replaced at any moment; asking is cheap.
