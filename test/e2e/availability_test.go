@@ -94,9 +94,6 @@ func TestAvailability(t *testing.T) {
 // newAvailability installs the operator.
 func newAvailability(t *testing.T) *availability {
 	t.Helper()
-	if err := suite.Tailnet.SetTagOwners(map[string][]string{"tag:k8s": {framework.OperatorTag}}); err != nil {
-		t.Fatal(err)
-	}
 	a := &availability{t: t, release: suite.NewRelease(t, "availability", nil), values: filepath.Join(t.TempDir(), "values.yaml")}
 	a.release.Files = []string{a.values}
 	oauth(t, a.release)
@@ -314,7 +311,7 @@ func (a *availability) crash(name string) {
 	var resumed time.Duration
 	p, _ := a.disrupt(name, func() {
 		killed := a.active()
-		if err := suite.Kill(a.t.Context(), &killed); err != nil {
+		if err := a.release.Kill(a.t.Context(), &killed); err != nil {
 			a.t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(a.t.Context(), time.Minute)

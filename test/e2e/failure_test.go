@@ -63,10 +63,16 @@ func wrongOAuthSecret(t *testing.T, r *framework.Release) func() {
 func wrongTag(t *testing.T, r *framework.Release) func() {
 	t.Helper()
 	r.UseOAuth("tag:other")
-	return func() {
-		if err := suite.Tailnet.SetTagOwners(map[string][]string{framework.OperatorTag: {"tag:other"}}); err != nil {
+	set := func(owners map[string][]string) {
+		if err := suite.Tailnet.SetTagOwners(owners); err != nil {
 			t.Fatal(err)
 		}
+	}
+	t.Cleanup(func() { set(framework.TagOwners()) })
+	return func() {
+		owners := framework.TagOwners()
+		owners[framework.OperatorTag] = []string{"tag:other"}
+		set(owners)
 	}
 }
 

@@ -97,6 +97,7 @@ func TestEveryExample(t *testing.T) {
 
 // TestInstall installs each permutation, uses it, upgrades it, and uninstalls it.
 func TestInstall(t *testing.T) {
+	t.Parallel()
 	for name, p := range permutations() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

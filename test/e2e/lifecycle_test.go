@@ -58,6 +58,7 @@ func checkIdentities(t *testing.T, r *framework.Release, p permutation) {
 }
 
 func TestPodDeleted(t *testing.T) {
+	t.Parallel()
 	r := installed(t, "pod-deleted")
 	sameDevice(t, r, func(pod corev1.Pod) {
 		if err := suite.Kube.CoreV1().Pods(r.Namespace).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
@@ -103,6 +104,7 @@ func cordon(t *testing.T, node string, on bool) {
 
 // TestModeChanged upgrades a release to the other mode, and rolls it back.
 func TestModeChanged(t *testing.T) {
+	t.Parallel()
 	r := installed(t, "mode-changed")
 	id := r.Device(t).ID
 	checkIdentities(t, r, auth)
@@ -118,6 +120,7 @@ func TestModeChanged(t *testing.T) {
 
 // TestManifests installs with kubectl apply, as the comments in the manifests say.
 func TestManifests(t *testing.T) {
+	t.Parallel()
 	r := suite.NewRelease(t, "tailscale", nil)
 	r.Name, r.Hostname = "operator", "tailscale-operator"
 	files := []string{framework.Root + "/manifests/operator.yaml", framework.Root + "/manifests/authproxy-rbac.yaml"}
@@ -137,6 +140,7 @@ func TestManifests(t *testing.T) {
 // TestImpersonationAllowed is the third of the documented commands: what proxies outside
 // of the cluster impersonate with, and no proxy in it.
 func TestImpersonationAllowed(t *testing.T) {
+	t.Parallel()
 	r := suite.NewRelease(t, "impersonation-allowed", nil)
 	oauth(t, r)
 	r.Values["apiServerProxyConfig.allowImpersonation"] = "true"

@@ -14,9 +14,6 @@ import (
 	"github.com/tailhelm/tailhelm/test/e2e/framework"
 )
 
-// groupTags are the tags of replicas, which the operator's OAuth client gives them.
-var groupTags = []string{"tag:k8s", "tag:k8s-tools"}
-
 // groups are the examples with ProxyGroups, and who calls each group.
 var groups = map[string]map[string]permutation{
 	"ha-auth":           {"my-cluster": {}},
@@ -28,13 +25,7 @@ var groups = map[string]map[string]permutation{
 // replicas serve together, upgrades it, and uninstalls it. The examples share their names,
 // so that one follows the other.
 func TestProxyGroups(t *testing.T) {
-	owners := map[string][]string{}
-	for _, tag := range groupTags {
-		owners[tag] = []string{framework.OperatorTag}
-	}
-	if err := suite.Tailnet.SetTagOwners(owners); err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
 	for example, names := range groups {
 		t.Run(example, func(t *testing.T) {
 			r := suite.NewRelease(t, example, nil)
@@ -47,7 +38,7 @@ func TestProxyGroups(t *testing.T) {
 			}
 			upgradeGroups(t, r, names)
 			r.Uninstall(t)
-			framework.Wait(t, "every device of the groups to be gone", func(context.Context) bool { return len(groupDevices()) == 0 })
+			framework.Wait(t, "every device to be gone", func(context.Context) bool { return len(devicesOf(r)) == 0 })
 			if services := suite.Tailnet.Services(); len(services) > 0 {
 				t.Errorf("after helm uninstall the tailnet still has %+v", services)
 			}
@@ -64,11 +55,14 @@ func waitGroup(t *testing.T, name string) {
 	}
 }
 
-// groupDevices are the IDs of the devices that operators and replicas are.
-func groupDevices() []string {
+// devicesOf are the IDs of the devices of a release: its operator's, and those of all replicas.
+func devicesOf(r *framework.Release) []string {
 	var ids []string
+	for _, d := range r.Devices() {
+		ids = append(ids, d.ID)
+	}
 	for _, d := range suite.Tailnet.Devices() {
-		if slices.ContainsFunc(d.Identity.Tags, func(tag string) bool { return tag != framework.Machine }) {
+		if slices.ContainsFunc(d.Identity.Tags, func(tag string) bool { return slices.Contains(framework.GroupTags, tag) }) {
 			ids = append(ids, d.ID)
 		}
 	}
@@ -86,7 +80,7 @@ func upgradeGroups(t *testing.T, r *framework.Release, names map[string]permutat
 		}
 		return n
 	}
-	devices, ordered := groupDevices(), orders()
+	devices, ordered := devicesOf(r), orders()
 	const annotation = "upgraded"
 	r.Values["workloads.podAnnotations."+annotation] = "yes"
 	r.Upgrade(t)
@@ -103,7 +97,7 @@ func upgradeGroups(t *testing.T, r *framework.Release, names map[string]permutat
 			c.CheckIdentity(t)
 		}
 	}
-	if after := groupDevices(); !slices.Equal(after, devices) {
+	if after := devicesOf(r); !slices.Equal(after, devices) {
 		t.Errorf("after an upgrade the devices are %q, before it they were %q", after, devices)
 	}
 	if n := orders(); n != ordered {

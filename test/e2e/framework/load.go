@@ -41,12 +41,13 @@ func (c *Caller) Cat(ctx context.Context) *exec.Cmd {
 	return c.command(ctx, Options{}, "exec", "--stdin", "--container=main", Pod, "--", "cat")
 }
 
-// Kill sends SIGKILL to the process of a pod's only container.
-func (s *Suite) Kill(ctx context.Context, pod *corev1.Pod) error {
-	nodes, err := s.Nodes()
+// Kill sends SIGKILL to the process of the only container of one of the release's pods.
+func (r *Release) Kill(ctx context.Context, pod *corev1.Pod) error {
+	nodes, err := r.suite.Nodes()
 	if err != nil {
 		return err
 	}
+	r.exits.expectKill(pod.Status.ContainerStatuses[0].ContainerID)
 	_, id, _ := strings.Cut(pod.Status.ContainerStatuses[0].ContainerID, "://")
 	for _, node := range nodes {
 		if node.String() != pod.Spec.NodeName {

@@ -48,6 +48,7 @@ type Release struct {
 	Deployment string
 
 	suite     *Suite
+	exits     *exits
 	installed bool
 }
 
@@ -62,6 +63,10 @@ func (s *Suite) NewRelease(t *testing.T, name string, labels map[string]string) 
 	ctx := t.Context()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 	if _, err := s.Kube.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if r.exits, err = s.watchExits(name); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.cleanup(t) })
@@ -217,6 +222,7 @@ func (r *Release) cleanup(t *testing.T) {
 		}
 	}
 	r.deleteNamespace(t)
+	r.exits.check(t)
 	for _, device := range r.Devices() {
 		if err := r.suite.Tailnet.Remove(device.Name); err != nil {
 			t.Error(err)

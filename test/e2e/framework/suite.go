@@ -39,6 +39,19 @@ const (
 // OperatorTag is the tag of the operator's device by default.
 const OperatorTag = "tag:k8s-operator"
 
+// GroupTags are the tags of ProxyGroups' replicas.
+var GroupTags = []string{"tag:k8s", "tag:k8s-tools"}
+
+// TagOwners are the owners of tags as the documentation has them: the operator's OAuth
+// client gives replicas theirs.
+func TagOwners() map[string][]string {
+	owners := map[string][]string{}
+	for _, tag := range GroupTags {
+		owners[tag] = []string{OperatorTag}
+	}
+	return owners
+}
+
 // Suite is what all tests share.
 type Suite struct {
 	// Tailnet is the test tailnet.
@@ -156,6 +169,9 @@ func (s *Suite) connect() error {
 func (s *Suite) startTailnet(ctx context.Context) error {
 	var err error
 	if s.Tailnet, err = tailnet.Start(ctx, tailnet.Options{ListenHost: s.gateway, Logf: s.logs.printf}); err != nil {
+		return err
+	}
+	if err := s.Tailnet.SetTagOwners(TagOwners()); err != nil {
 		return err
 	}
 	var grants []tailnet.Grant

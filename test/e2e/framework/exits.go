@@ -1,0 +1,105 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package framework
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+)
+
+// killedStatus is the exit status of a container that got SIGKILL.
+const killedStatus = 137
+
+// exits notices containers of a namespace that end with another status than 0. A
+// Deployment or a StatefulSet replaces what has crashed, so nothing else would tell.
+type exits struct {
+	pods cache.SharedIndexInformer
+	stop context.CancelFunc
+
+	mu     sync.Mutex
+	killed map[string]bool   // IDs of containers that the test has killed
+	failed map[string]string // ID of a container -> how it ended
+}
+
+// watchExits notices from now on.
+func (s *Suite) watchExits(namespace string) (*exits, error) {
+	// Not the test's own context, which ends before what the test has made does.
+	ctx, stop := context.WithCancel(context.Background())
+	factory := informers.NewSharedInformerFactoryWithOptions(s.Kube, 0, informers.WithNamespace(namespace))
+	e := &exits{pods: factory.Core().V1().Pods().Informer(), stop: stop, killed: map[string]bool{}, failed: map[string]string{}}
+	_, err := e.pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    e.see,
+		UpdateFunc: func(_, object any) { e.see(object) },
+		DeleteFunc: e.see,
+	})
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("watching pods of %s: %w", namespace, err)
+	}
+	factory.Start(ctx.Done())
+	return e, nil
+}
+
+// see notes the containers of a pod that have failed.
+func (e *exits) see(object any) {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	pod, ok := object.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range pod.Status.ContainerStatuses {
+		for _, state := range []corev1.ContainerState{c.State, c.LastTerminationState} {
+			if end := state.Terminated; end != nil && end.ExitCode != 0 {
+				e.failed[end.ContainerID] = fmt.Sprintf("container %s of pod %s ended with status %d (%s)", c.Name, pod.Name, end.ExitCode, end.Reason)
+				if e.killed[end.ContainerID] && end.ExitCode == killedStatus {
+					delete(e.failed, end.ContainerID)
+				}
+			}
+		}
+	}
+}
+
+// expectKill says that the container with this ID is about to be killed.
+func (e *exits) expectKill(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.killed[id] = true
+}
+
+// check fails the test if a container has failed. The namespace is gone by then: it waits
+// until that has been seen.
+func (e *exits) check(t *testing.T) {
+	t.Helper()
+	defer e.stop()
+	err := wait.PollUntilContextTimeout(context.Background(), 50*time.Millisecond, *patience, true, func(context.Context) (bool, error) {
+		return e.pods.HasSynced() && len(e.pods.GetStore().ListKeys()) == 0, nil
+	})
+	if err != nil {
+		t.Errorf("pods are still there: %v: %v", e.pods.GetStore().ListKeys(), err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var failed []string
+	for _, how := range e.failed {
+		failed = append(failed, how)
+	}
+	slices.Sort(failed)
+	if len(failed) > 0 {
+		t.Errorf("containers have failed:\n%s", strings.Join(failed, "\n"))
+	}
+}
