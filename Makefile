@@ -111,7 +111,7 @@ lint-chart: $(CHART_TOOLS)
 chart-generate: $(CHART_TOOLS) ## Write anew what is made from the chart
 	$(PURE) go run -trimpath ./tools/schemas -values $(CHART)/values.schema.json -defaults $(CHART)/values.yaml
 	$(BIN)/helm-docs --log-level error --chart-search-root $(CHART) --chart-to-generate $(CHART) --dry-run > $(BIN)/README.md && mv $(BIN)/README.md $(CHART)/README.md
-	$(PURE) go test ./test/chart -run 'TestGolden|TestManifests' -update
+	$(PURE) go test ./test/chart -run 'Golden|TestManifests' -update
 
 .PHONY: package
 package: ## Write the chart's archive to .bin/package: the same bytes for the same files

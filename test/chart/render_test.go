@@ -31,8 +31,12 @@ func TestRendersOffline(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"release", chart, "--is-upgrade", "--values", exampleFiles(t)["ha-auth"]}, args...)
-			if !strings.Contains(template(t, args...), "kind: ProxyGroup\n") {
+			rendered := template(t, args...)
+			if !strings.Contains(rendered, "kind: ProxyGroup\n") {
 				t.Error("there is no ProxyGroup")
+			}
+			if strings.Contains(rendered, "helm.sh/hook") || strings.Contains(rendered, "kind: Job\n") {
+				t.Error("there is a hook, which kubectl would run at once")
 			}
 		})
 	}
@@ -43,6 +47,8 @@ var everything = []string{
 	"--values", root + "/test/chart/testdata/alerts.values.yaml", "--set", "oauth.clientId=a,oauth.clientSecret=b,networkPolicy.enabled=true,podDisruptionBudget.enabled=true",
 	"--set", "commonLabels.team=a,operatorConfig.podLabels.pod=b,metrics.service.labels.team=b,metrics.serviceMonitor.labels.team=b,metrics.prometheusRule.labels.team=b,metrics.dashboard.labels.team=b",
 	"--set", "metrics.podMonitor.enabled=false,metrics.service.enabled=true,metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true",
+	askedCluster,
+	"--set-json", `networkPolicy.metricsFrom=[{"podSelector":{}}]`,
 	"--set-json", `access.bindings=[{"name":"1.0","clusterRole":"true","groups":["0x1"],"namespaces":["1e3"]}]`,
 }
 

@@ -263,7 +263,7 @@ func TestFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	of := func(name string) string {
-		return template(t, "release", chart, "--show-only", "templates/"+name+".yaml", "--values", "testdata/workloads.values.yaml",
+		return template(t, "release", chart, askedCluster, "--show-only", "templates/"+name+".yaml", "--values", "testdata/workloads.values.yaml",
 			"--set", "apiServerProxyConfig.mode=true,oauth.clientId=a,oauth.audience=b,tls.source=secret,tls.secretName=c,loginServer=https://control.example.com")
 	}
 	w, recorder := workloads["everything"], recorders["recorder-everything"]

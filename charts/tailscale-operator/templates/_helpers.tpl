@@ -75,9 +75,20 @@ separator that neither can contain, so that no two releases in a cluster collide
 {{- printf "%s/%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
 {{- end -}}
 
-{{/* Not empty if something is to clean up before the release is uninstalled. */}}
+{{/*
+Not empty if something is to clean up before the release is uninstalled. What renders the chart to apply
+it by other means knows no hooks, and would clean up at once. It does not know the cluster's kinds either:
+those that helm has asked the cluster for, or that a tool which maps hooks to its own has given.
+*/}}
 {{- define "tailscale-operator.cleansUp" -}}
-{{- if and .Values.cleanup.enabled (or .Values.controllers.enabled (ne (include "tailscale-operator.mode" .) "false")) -}}
+{{- if and .Values.cleanup.enabled (include "tailscale-operator.asksCluster" .) (or .Values.controllers.enabled (ne (include "tailscale-operator.mode" .) "false")) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Not empty if helm has asked a cluster what it knows. Without one, helm has a list of versions, without kinds. */}}
+{{- define "tailscale-operator.asksCluster" -}}
+{{- if .Capabilities.APIVersions.Has "apps/v1/Deployment" -}}
 true
 {{- end -}}
 {{- end -}}
@@ -91,11 +102,11 @@ true
 {{- end -}}
 
 {{/*
-ServiceAccount that cleans up. A workload identity is that of one ServiceAccount, so there it is
-the operator's.
+ServiceAccount that cleans up. A workload identity is that of one ServiceAccount, and so is what a CSI driver
+gives a pod, so there it is the operator's.
 */}}
 {{- define "tailscale-operator.cleanupAccount" -}}
-{{- if .Values.oauth.audience -}}
+{{- if or .Values.oauth.audience .Values.oauthSecretVolume -}}
 {{- include "tailscale-operator.fullname" . -}}
 {{- else -}}
 {{- include "tailscale-operator.cleanupName" . -}}
@@ -123,9 +134,16 @@ labels:
 {{ include "tailscale-operator.annotations" (dict "root" .root "annotations" $own) }}
 {{- end -}}
 
-{{/* Name of a binding of access.bindings, from "root" and "name". */}}
+{{/*
+Name of a binding of access.bindings, from "root" and "binding". The role is a part of it: that of a
+binding cannot be changed, so another role makes another binding.
+*/}}
 {{- define "tailscale-operator.bindingName" -}}
-{{- printf "tailscale-access:%s:%s:%s" (include "tailscale-operator.namespace" .root) (include "tailscale-operator.fullname" .root) .name -}}
+{{- $role := printf "role:%s" .binding.role -}}
+{{- if not .binding.role -}}
+{{- $role = printf "clusterrole:%s" .binding.clusterRole -}}
+{{- end -}}
+{{- printf "tailscale-access:%s:%s:%s:%s" (include "tailscale-operator.namespace" .root) (include "tailscale-operator.fullname" .root) .binding.name $role -}}
 {{- end -}}
 
 {{/*
@@ -449,7 +467,7 @@ Topology spread constraints. One without a selector would count no pods.
 {{- define "tailscale-operator.topologySpreadConstraints" -}}
 {{- $selector := dict "matchLabels" (include "tailscale-operator.selectorLabels" . | fromYaml) -}}
 {{- range .Values.operatorConfig.topologySpreadConstraints }}
-- {{ merge (deepCopy .) (dict "labelSelector" $selector) | toYaml | nindent 2 | trim }}
+- {{ ternary . (merge (dict "labelSelector" $selector) .) (hasKey . "labelSelector") | toYaml | nindent 2 | trim }}
 {{- end -}}
 {{- end -}}
 
@@ -480,7 +498,7 @@ than 46 characters Kubernetes keeps the beginning.
 */}}
 {{- define "tailscale-operator.samples" -}}
 {{- $fullname := include "tailscale-operator.fullname" . -}}
-namespace="{{ include "tailscale-operator.namespace" . }}",pod=~"{{ trunc 46 $fullname }}{{ ternary "-[a-z0-9]+-[a-z0-9]+" "[-a-z0-9]+" (le (len $fullname) 46) }}"
+namespace="{{ include "tailscale-operator.namespace" . }}",tailscale_com_parent_resource="",pod=~"{{ trunc 46 $fullname }}{{ ternary "-[a-z0-9]+-[a-z0-9]+" "[-a-z0-9]+" (le (len $fullname) 46) }}"
 {{- end -}}
 
 {{/* What selects the samples of the release's replicas: labels of their pods, which the monitors of this chart keep. */}}

@@ -94,7 +94,7 @@ ProxyClass or the Recorder, and these over the chart's.
 {{- define "workloads.topologySpreadConstraints" -}}
 {{- $selector := dict "matchLabels" (include "workloads.selectorLabels" . | fromYaml) -}}
 {{- range ((include "workloads.statefulSet" . | fromYaml).pod | default dict).topologySpreadConstraints | default .Values.defaults.topologySpreadConstraints }}
-- {{ merge (deepCopy .) (dict "labelSelector" $selector) | toYaml | nindent 2 | trim }}
+- {{ ternary . (merge (dict "labelSelector" $selector) .) (hasKey . "labelSelector") | toYaml | nindent 2 | trim }}
 {{- end -}}
 {{- end -}}
 
