@@ -164,6 +164,12 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 	if c.info, c.kind, err = classify(r); err != nil {
 		return refuseBadRequest(fmt.Sprintf("The API server would not understand this request: %v.", err), err)
 	}
+	// The API server hands the body of an upgrade on to the container runtime. It would be a
+	// part of the session that passes before there is one, past everything that looks at
+	// sessions. Clients send none.
+	if isUpgrade(r) && r.ContentLength != 0 {
+		return refuseBadRequest("A request that asks for an upgrade of the connection cannot have a body. Send what it holds when the connection is upgraded.", nil)
+	}
 	if f := checkRecording(c, r); f != nil {
 		return f
 	}
