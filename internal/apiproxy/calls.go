@@ -151,6 +151,11 @@ func (s *calls) watch(ctx context.Context, peers Peers) {
 
 // wait returns nil when no call of the given kinds is open, or ctx's error.
 func (s *calls) wait(ctx context.Context, kinds ...Kind) error {
+	return s.waitFor(ctx, func(c *call) bool { return slices.Contains(kinds, c.kind) })
+}
+
+// waitFor returns nil when no call is open for which which holds, or ctx's error.
+func (s *calls) waitFor(ctx context.Context, which func(*call) bool) error {
 	s.mu.Lock()
 	s.waiting++
 	s.mu.Unlock()
@@ -161,7 +166,7 @@ func (s *calls) wait(ctx context.Context, kinds ...Kind) error {
 	}()
 	for {
 		s.mu.Lock()
-		changed, n := s.changed, s.countLocked(kinds)
+		changed, n := s.changed, s.countLocked(which)
 		s.mu.Unlock()
 		if n == 0 {
 			return nil
@@ -178,13 +183,13 @@ func (s *calls) wait(ctx context.Context, kinds ...Kind) error {
 func (s *calls) count(kinds ...Kind) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.countLocked(kinds)
+	return s.countLocked(func(c *call) bool { return slices.Contains(kinds, c.kind) })
 }
 
-func (s *calls) countLocked(kinds []Kind) int {
+func (s *calls) countLocked(which func(*call) bool) int {
 	n := 0
 	for c := range s.open {
-		if slices.Contains(kinds, c.kind) {
+		if which(c) {
 			n++
 		}
 	}

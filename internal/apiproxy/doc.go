@@ -13,8 +13,8 @@
 //     request, by the connection's address and nothing else.
 //  2. classify: what is asked for, by the API server's own RequestInfo; and is it
 //     an ordinary request, a watch, or a stream (exec, attach, port-forward, logs -f)?
-//  3. record: connect the recorder of a session (exec, attach), if the caller's grants
-//     name any. See package recording.
+//  3. record: have a recorder take a session (exec, attach) by who and what command, if
+//     the caller's grants name any. See package recording.
 //  4. rewrite: drop what the client may not say, say who the caller is.
 //  5. forward: over HTTP/2 for requests and watches, over HTTP/1.1 for upgrades.
 //
@@ -40,8 +40,9 @@
 //     are asked about again, and end when the answer changes.
 //   - Slow or huge headers, idle connections, connections and open requests of one
 //     peer, and what is held for a client that does not read are bounded.
-//   - A client chooses how it asks for a session. What the API server would take for
-//     one is one, and what cannot be recorded is refused to a caller with recorders.
+//   - A client chooses how it asks for a session, and when it leaves. What the API server
+//     would take for one is one, what cannot be recorded is refused to a caller with
+//     recorders, and an upgrade cannot bring the session in its body.
 //   - A browser on a caller's device is the caller, too. Pages of other sites, and
 //     pages that pods serve through the API, must not act as the caller.
 //

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -205,6 +206,31 @@ func TestWithdraw(t *testing.T) {
 				t.Errorf("Serve returns %v", err)
 			}
 		})
+	}
+}
+
+// A drain that ends sessions waits for a recorder that takes its time, and for their lines
+// in the log.
+func TestDrainWaitsForRecordings(t *testing.T) {
+	s := newRecorder(t, false)
+	s.confirm = make(chan struct{})
+	time.AfterFunc(2*lastWords, func() { close(s.confirm) }) // a slow recorder
+	r := start(t, newAPIServer(t, speak), options{drainTimeout: time.Millisecond})
+	r.grant(true, s.addr)
+	session := r.stream(t, alice.Addr, http.MethodGet, "websocket", "Sec-WebSocket-Protocol: v5.channel.k8s.io")
+	if _, err := io.ReadFull(session.read, make([]byte, len(hello))); err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	if err := receive(t, r.served, "the end of Serve"); err != nil {
+		t.Error(err)
+	}
+	before, _, _ := strings.Cut(r.logs.String(), `"msg":"drained"`)
+	if !strings.Contains(before, `"recording":"complete"`) || !strings.Contains(before, `"ended":"draining"`) {
+		t.Errorf("before the end of the drain there is no word of the session:\n%s", before)
+	}
+	if !s.wasWhole() {
+		t.Error("the recording is not whole")
 	}
 }
 

@@ -67,15 +67,20 @@ func dropBearerSubprotocols(h http.Header) {
 
 // withoutBearers returns the subprotocols in lists that are no tokens.
 func withoutBearers(lists []string) []string {
-	var kept []string
+	return slices.DeleteFunc(subprotocolsOf(lists), func(protocol string) bool { return hasPrefix(protocol, bearerSubprotocol) })
+}
+
+// subprotocolsOf returns the subprotocols in lists.
+func subprotocolsOf(lists []string) []string {
+	var all []string
 	for _, list := range lists {
 		for protocol := range strings.SplitSeq(list, ",") {
-			if protocol = strings.TrimSpace(protocol); protocol != "" && !hasPrefix(protocol, bearerSubprotocol) {
-				kept = append(kept, protocol)
+			if protocol = strings.TrimSpace(protocol); protocol != "" {
+				all = append(all, protocol)
 			}
 		}
 	}
-	return kept
+	return all
 }
 
 // isImpersonation reports whether a header asks for impersonation. The prefix

@@ -53,7 +53,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"caller"}),
 		recordings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "recordings_total",
-			Help: "Sessions (exec, attach) of callers with recorders, by what became of the recording: complete, incomplete (the recorder was lost), none (no recorder was reached, and none had to be).",
+			Help: "Sessions (exec, attach) of callers with recorders, by what became of the recording: complete, incomplete (the recorder was lost, or the answer of the API server), refused (the API server began no session), none (no recorder was reached, and none had to be).",
 		}, []string{"result"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "events_total",
@@ -74,7 +74,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	for _, result := range []string{eventSent, eventLost} {
 		m.events.WithLabelValues(result)
 	}
-	for _, result := range []string{recordedWhole, recordedPartly, recordedNot} {
+	for _, result := range []string{recordedWhole, recordedPartly, recordedRefused, recordedNot} {
 		m.recordings.WithLabelValues(result)
 	}
 	r.MustRegister(m.requests, m.latency, m.inFlight, m.refusals, m.impersonations, m.recordings, m.events, m.connections, m.turnedAway)

@@ -119,30 +119,33 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer end(nil)
 	c := &call{start: time.Now(), kind: KindREST, end: end}
 	seen := &responseWriter{ResponseWriter: w, ctx: ctx}
+	done := func() {}
+	defer func() { done() }()                                   // the call is over when its line is written
 	defer func() { p.record(c, r, seen, context.Cause(ctx)) }() // also when the reverse proxy panics to abort the response
 	defer boundWrites(ctx, w)()
 	if f := p.admit(ctx, c, r); f != nil {
 		p.refuse(seen, r, c, f)
 		return
 	}
-	done, f := p.calls.add(c)
+	removed, f := p.calls.add(c)
 	if f != nil {
 		p.refuse(seen, r, c, f)
 		return
 	}
-	defer done()
+	done = removed
 	p.config.Metrics.begin(c)
 	defer p.config.Metrics.end(c)
 	defer p.finishRecording(c)
-	if f := p.recordEvent(ctx, c, r); f != nil {
-		p.refuse(seen, r, c, f)
+	called := r.WithContext(withCall(ctx, c))
+	if err := p.recordEvent(ctx, c, r); err != nil {
+		p.fail(seen, called, err)
 		return
 	}
-	if f := p.startRecording(ctx, c, r); f != nil {
-		p.refuse(seen, r, c, f)
+	if err := p.startRecording(ctx, c, r); err != nil {
+		p.fail(seen, called, err)
 		return
 	}
-	p.reverse.ServeHTTP(seen, r.WithContext(withCall(ctx, c)))
+	p.reverse.ServeHTTP(seen, called.WithContext(c.traced(called.Context())))
 }
 
 // admit finds out who calls and what for, and whether that can go on.
@@ -232,6 +235,9 @@ func (p *Proxy) answer(r *http.Response) error {
 	if c.kind == KindWatch && r.StatusCode == http.StatusOK {
 		r.Body = p.calls.watching(c, r.Body)
 	}
+	if rec := c.recording; rec != nil && r.StatusCode != http.StatusSwitchingProtocols {
+		rec.answer = r.StatusCode
+	}
 	if conn, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
 		conn, err := p.tap(c, conn, r)
 		if err != nil {
@@ -242,13 +248,17 @@ func (p *Proxy) answer(r *http.Response) error {
 	return nil
 }
 
-// fail answers a request that the API server has not answered.
+// fail answers a request that the API server has not answered, or not so that it can be
+// sent on.
 func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	c := callFrom(r.Context())
+	if rec := c.recording; rec != nil && rec.began && rec.err == nil {
+		rec.err = rec.to.BreakOff(err) // a session that the client does not get
+	}
 	var f *refusal
 	cause := context.Cause(r.Context())
 	switch {
-	case errors.As(cause, &f), errors.As(err, &f): // ended from outside, or by tap
+	case errors.As(cause, &f), errors.As(err, &f): // ended from outside, or by us
 	case errors.Is(cause, errDrained):
 		f = refuseUnavailable(reasonDraining, "The proxy is shutting down. Try again.", err)
 	case cause != nil:

@@ -36,18 +36,18 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 		slog.String("node", c.caller.Node),
 		slog.String("address", c.addr.String()),
 		slog.String("kind", string(c.kind)),
-		slog.String("method", clip(r.Method)))
+		slog.String("method", r.Method))
 	if c.info != nil {
-		attrs = append(attrs, slog.String("verb", clip(c.info.Verb)))
+		attrs = append(attrs, slog.String("verb", c.info.Verb))
 		if c.info.IsResourceRequest {
 			attrs = append(attrs,
-				slog.String("apiGroup", clip(c.info.APIGroup)),
-				slog.String("resource", clip(c.info.Resource)),
-				slog.String("subresource", clip(c.info.Subresource)),
-				slog.String("namespace", clip(c.info.Namespace)),
-				slog.String("name", clip(c.info.Name)))
+				slog.String("apiGroup", c.info.APIGroup),
+				slog.String("resource", c.info.Resource),
+				slog.String("subresource", c.info.Subresource),
+				slog.String("namespace", c.info.Namespace),
+				slog.String("name", c.info.Name))
 		} else {
-			attrs = append(attrs, slog.String("path", clip(c.info.Path)))
+			attrs = append(attrs, slog.String("path", c.info.Path))
 		}
 	}
 	attrs = append(attrs,
@@ -55,18 +55,23 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 		slog.Float64("seconds", whole.Seconds()),
 		slog.Int64("bytes", seen.sent.Load()),
 		slog.Int64("bytesReceived", seen.received.Load()),
-		slog.String("userAgent", clip(r.UserAgent())))
+		slog.String("userAgent", r.UserAgent()))
 	if id := seen.Header().Get("Audit-Id"); id != "" {
 		attrs = append(attrs, slog.String("auditID", id))
 	}
-	if rec := c.recording; rec != nil && c.refused == nil {
+	for i, a := range attrs { // whoever chose it
+		if a.Value.Kind() == slog.KindString {
+			attrs[i].Value = slog.StringValue(clip(a.Value.String()))
+		}
+	}
+	if rec := c.recording; rec != nil && (rec.to != nil || c.refused == nil) {
 		attrs = append(attrs, rec.log()...)
 	}
 	switch f := c.refused; {
 	case f != nil:
 		attrs = append(attrs, slog.String("refused", f.label))
 		if f.cause != nil {
-			attrs = append(attrs, slog.String("error", f.cause.Error()))
+			attrs = append(attrs, slog.String("error", clipError(f.cause)))
 		}
 	case errors.As(cause, &f):
 		attrs = append(attrs, slog.String("ended", f.label))
@@ -169,9 +174,17 @@ func closeWrite(conn net.Conn) error {
 const maxLogged = 256
 
 // clip shortens what a client chose.
-func clip(s string) string {
-	if len(s) > maxLogged {
-		return strings.ToValidUTF8(s[:maxLogged], "") + "..."
+func clip(s string) string { return clipTo(s, maxLogged) }
+
+// maxLoggedError is how many bytes of an error are logged: some name several servers.
+const maxLoggedError = 1 << 10
+
+// clipError returns what an error says, shortened.
+func clipError(err error) string { return clipTo(err.Error(), maxLoggedError) }
+
+func clipTo(s string, limit int) string {
+	if len(s) > limit {
+		return strings.ToValidUTF8(s[:limit], "") + "..."
 	}
 	return s
 }

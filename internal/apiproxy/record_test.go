@@ -4,10 +4,13 @@
 package apiproxy
 
 import (
+	"encoding/json"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -65,12 +68,16 @@ func TestAccessLog(t *testing.T) {
 // the request.
 func TestLogHoldsNoSecrets(t *testing.T) {
 	const secret = "hunter2"
+	upgrade := []string{"Connection: Upgrade", "Upgrade: websocket"}
+	session := append(upgrade, "Sec-WebSocket-Protocol: v4.channel.k8s.io, "+bearerSubprotocol+secret)
 	for name, tc := range map[string]struct {
 		mode    Mode
 		uri     string
 		lines   []string
 		handler http.HandlerFunc
 		down    bool
+		// recorded is a session of a caller with a recorder; without, one who must have one.
+		recorded, without bool
 	}{
 		"auth":            {mode: ModeAuth, uri: "/api/v1/namespaces/a/secrets"},
 		"noauth":          {mode: ModeNoAuth, uri: "/api/v1/namespaces/a/secrets"},
@@ -78,26 +85,36 @@ func TestLogHoldsNoSecrets(t *testing.T) {
 		"bad request":     {mode: ModeAuth, uri: "/api/v1/watch"},
 		"not a resource":  {mode: ModeAuth, uri: "/custom"},
 		"API server down": {mode: ModeAuth, uri: "/api", down: true},
-		"upgrade":         {mode: ModeNoAuth, uri: "/api", lines: []string{"Connection: Upgrade", "Upgrade: websocket"}, handler: echo},
+		"upgrade":         {mode: ModeNoAuth, uri: "/api", lines: upgrade, handler: echo},
 		"bearer protocol": {mode: ModeAuth, uri: "/api", lines: []string{"Sec-WebSocket-Protocol: " + bearerSubprotocol + secret}},
 		"broken off":      {mode: ModeAuth, uri: "/api", handler: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
 		"said in answers": {mode: ModeAuth, uri: "/api", handler: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("X-Token", secret)
 			_, _ = io.WriteString(w, secret)
 		}},
-		"address and user": {mode: ModeAuth, uri: "https://admin:" + secret + "@" + deviceName + "/api/v1/watch"},
+		"address and user":         {mode: ModeAuth, uri: "https://admin:" + secret + "@" + deviceName + "/api/v1/watch"},
+		"session":                  {mode: ModeAuth, uri: podPath + "/exec", lines: session, handler: speak, recorded: true},
+		"session, noauth":          {mode: ModeNoAuth, uri: podPath + "/exec", lines: session, handler: speak, recorded: true},
+		"session, refused":         {mode: ModeNoAuth, uri: podPath + "/exec", lines: session, handler: speak, without: true},
+		"session, unrecordable":    {mode: ModeNoAuth, uri: podPath + "/exec", lines: append(session, "Sec-WebSocket-Protocol: "+secret), recorded: true},
+		"session, odd protocol":    {mode: ModeNoAuth, uri: podPath + "/exec", lines: []string{"Connection: Upgrade", "Upgrade: " + secret}, recorded: true},
+		"session, API server down": {mode: ModeNoAuth, uri: podPath + "/exec", lines: session, down: true, recorded: true},
+		"two tokens":               {mode: ModeNoAuth, uri: podPath + "/proxy", lines: session, recorded: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := newAPIServer(t, tc.handler)
 			r := start(t, api, options{mode: tc.mode})
+			if tc.recorded {
+				r.grant(true, newRecorder(t, false).addr)
+			} else if tc.without {
+				r.grant(true, netip.MustParseAddrPort(deadAddr))
+			}
 			if tc.down {
 				api.Close()
 			}
 			uri := tc.uri + "?token=" + secret
-			lines := append([]string{
-				"Authorization: Bearer " + secret, "Cookie: session=" + secret, "X-Remote-User: " + secret,
-			}, tc.lines...)
-			if name == "upgrade" {
+			lines := append([]string{"Authorization: Bearer " + secret, "Cookie: session=" + secret, "X-Remote-User: " + secret}, tc.lines...)
+			if len(tc.lines) > 0 && tc.lines[0] == upgrade[0] {
 				lines = append(lines, "Content-Length: 0")
 			} else {
 				lines = append(lines, "Content-Length: 7", "Content-Type: text/plain\r\n\r\n"+secret)
@@ -110,6 +127,58 @@ func TestLogHoldsNoSecrets(t *testing.T) {
 				t.Errorf("the log holds a secret:\n%s", text)
 			}
 		})
+	}
+}
+
+// What a line of the log says is bounded, whoever chose it.
+func TestLogIsBounded(t *testing.T) {
+	long := strings.Repeat("%01", 15_000)
+	words := strings.Repeat("w", 50_000)
+	api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Audit-Id", r.Header.Get("Audit-Id")) })
+	r := start(t, api, options{})
+	wordy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X", words)
+		http.Error(w, words, http.StatusTeapot)
+	}))
+	defer wordy.Close()
+	at := netip.MustParseAddrPort(wordy.Listener.Addr().String())
+	sessions := []string{"Connection: Upgrade", "Upgrade: websocket"}
+	requests := 0
+	for _, enforced := range []bool{true, false} {
+		r.grant(enforced, slices.Repeat([]netip.AddrPort{at, netip.MustParseAddrPort(deadAddr)}, 1000)...)
+		for _, tc := range []struct {
+			line  string
+			lines []string
+		}{
+			{"GET /api/v1/x", []string{"Audit-Id: " + words}},
+			{"GET /api/" + long + "/watch", nil},
+			{"GET /" + long, nil},
+			{"GET /api/v1/x", []string{"User-Agent: " + words}},
+			{"GET /apis/" + words[:9000] + "/v1/namespaces/" + words[:9000] + "/" + words[:9000] + "/" + words[:9000] + "/" + words[:9000], nil},
+			{words + " /api", nil},
+			{"GET " + podPath + "/exec", sessions},
+			{"GET " + podPath + "/exec", []string{"Connection: Upgrade", "Upgrade: " + words}},
+			{"GET " + podPath + "/exec", append(sessions, "Sec-WebSocket-Protocol: "+words)},
+		} {
+			r.raw(t, tc.line+" HTTP/1.1", tc.lines...)
+			requests++
+		}
+	}
+	r.logs.lines(t, "request", requests)
+	for line := range strings.Lines(r.logs.String()) {
+		var attrs map[string]any
+		if err := json.Unmarshal([]byte(line), &attrs); err != nil {
+			t.Fatal(err)
+		}
+		for name, value := range attrs {
+			limit := maxLogged
+			if strings.HasSuffix(strings.ToLower(name), "error") {
+				limit = maxLoggedError
+			}
+			if text, _ := value.(string); len(text) > limit+len("...") {
+				t.Errorf("%s of %v has %d bytes: %.60q", name, attrs["msg"], len(text), text)
+			}
+		}
 	}
 }
 

@@ -10,7 +10,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
+	"sync/atomic"
 
 	"tailscale.com/sessionrecording"
 
@@ -21,11 +23,19 @@ import (
 const (
 	// recordedWhole means that the recorder has confirmed all of it.
 	recordedWhole = "complete"
-	// recordedPartly means that the recorder was lost on the way.
+	// recordedPartly means that the recorder was lost on the way, or that nobody knows what
+	// became of the session.
 	recordedPartly = "incomplete"
+	// recordedRefused means that the recorder has who asked for what, and the API server
+	// answered that there is no session.
+	recordedRefused = "refused"
 	// recordedNot means that no recorder took it, and none had to.
 	recordedNot = "none"
 )
+
+// errUnanswered is why the recording of a session is not whole of which nobody knows
+// whether it began.
+var errUnanswered = errors.New("the session was asked for, and no answer of the API server came through")
 
 // What became of the event of a request.
 const (
@@ -37,8 +47,12 @@ const (
 type sessionRecording struct {
 	// to is nil when no recorder was reached.
 	to *recording.Recording
+	// sent says that the API server may have got something of the request.
+	sent atomic.Bool
 	// began says that the API server has begun the session.
 	began bool
+	// answer is the API server's status if it has begun none.
+	answer int
 	// result and err say what became of it, at the end.
 	result string
 	err    error
@@ -62,7 +76,7 @@ func checkRecording(c *call, r *http.Request) *refusal {
 		return refuseForbidden(reasonUnrecordable, "The tailnet policy demands that your sessions are recorded (enforceRecorder), and what goes to a node itself (nodes/proxy) cannot be recorded. Use kubectl exec, attach and logs.", nil)
 	}
 	if !c.isSession() {
-		return nil
+		return checkInnerToken(c, r)
 	}
 	if len(c.caller.Recorders) == 0 {
 		return refuseForbidden(reasonNoRecorder, "The tailnet policy demands that this session is recorded (enforceRecorder), and there is no recorder with the tag that it names. Ask an administrator of the tailnet.", nil)
@@ -75,22 +89,36 @@ func checkRecording(c *call, r *http.Request) *refusal {
 		}
 		return nil
 	}
-	if err := recording.Check(r.Header); err != nil {
+	// A token among the subprotocols is for the API server, which takes it out.
+	if err := recording.Check(r.Header.Get("Upgrade"), withoutBearers(r.Header[headerSubprotocol])); err != nil {
 		return refuseUnrecordable(err)
 	}
 	return nil
 }
 
+// checkInnerToken refuses an upgrade that is no session and has two tokens, to a caller
+// who must be recorded. The API server takes one for itself, and sends the other on to
+// what is behind a proxy subresource. There it would begin a session if that were the API
+// server again, or a kubelet.
+func checkInnerToken(c *call, r *http.Request) *refusal {
+	offered := r.Header[headerSubprotocol]
+	if !c.caller.MustRecord || !isUpgrade(r) || len(r.Header["Authorization"]) == 0 || len(withoutBearers(offered)) == len(subprotocolsOf(offered)) {
+		return nil
+	}
+	return refuseForbidden(reasonUnrecordable, "The tailnet policy demands that your sessions are recorded (enforceRecorder), and this request has a token for a server behind the API server, where nothing is recorded (the WebSocket subprotocol "+bearerSubprotocol+"). Leave it out, or leave out the header Authorization.", nil)
+}
+
 func refuseUnrecordable(cause error) *refusal {
 	return &refusal{
 		label: reasonUnrecordable, code: http.StatusBadRequest, reason: "BadRequest", cause: cause,
-		message: fmt.Sprintf("The tailnet policy wants this session recorded, and it cannot be: %v. Use kubectl exec or attach.", cause),
+		message: fmt.Sprintf("The tailnet policy wants this session recorded, and it cannot be: %v.", cause),
 	}
 }
 
 // recordEvent sends a recorder the event of a request whose caller's grants ask for
-// that: before it is forwarded if it must be recorded, beside it otherwise.
-func (p *Proxy) recordEvent(ctx context.Context, c *call, r *http.Request) *refusal {
+// that: before it is forwarded if it must be recorded, beside it otherwise. Its error is a
+// refusal, or ctx's.
+func (p *Proxy) recordEvent(ctx context.Context, c *call, r *http.Request) error {
 	if !c.caller.Events || len(c.caller.Recorders) == 0 {
 		return nil
 	}
@@ -105,7 +133,7 @@ func (p *Proxy) recordEvent(ctx context.Context, c *call, r *http.Request) *refu
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
-		return refuseEnded(ctx)
+		return ctx.Err()
 	}
 	return refuseUnavailable(reasonRecorder, fmt.Sprintf("The tailnet policy demands that this request is recorded (enforceRecorder, enableEvents), and no recorder takes it (tried %s). Try again; if it lasts, ask an administrator of the tailnet to look after the recorders.", recording.List(c.caller.Recorders)), err)
 }
@@ -117,7 +145,7 @@ func (p *Proxy) countEvent(ctx context.Context, c *call, err error) {
 		return
 	}
 	p.config.Metrics.events.WithLabelValues(eventLost).Inc()
-	p.config.Log.DebugContext(ctx, "an event is lost", "user", c.caller.User, "error", err)
+	p.config.Log.DebugContext(ctx, "an event is lost", "user", c.caller.User, "error", clipError(err))
 }
 
 // eventOf describes r without its body, which may hold secrets.
@@ -141,35 +169,37 @@ func (p *Proxy) eventOf(c *call, r *http.Request) sessionrecording.Event {
 	return e
 }
 
-// refuseEnded tells why a call was ended before it was forwarded.
-func refuseEnded(ctx context.Context) *refusal {
-	var f *refusal
-	if errors.As(context.Cause(ctx), &f) {
-		return f
-	}
-	return refuseUnavailable(reasonDraining, "The request was ended before it was forwarded. Try again.", context.Cause(ctx))
-}
-
-// startRecording connects a recorder to a session that is to be recorded, before
-// anything of it is forwarded.
-func (p *Proxy) startRecording(ctx context.Context, c *call, r *http.Request) *refusal {
+// startRecording has a recorder record a session that is to be recorded, before anything
+// of it is forwarded. Its error is a refusal, or ctx's.
+func (p *Proxy) startRecording(ctx context.Context, c *call, r *http.Request) error {
 	if len(c.caller.Recorders) == 0 || !c.isSession() || !isUpgrade(r) {
 		return nil
 	}
-	c.recording = &sessionRecording{result: recordedNot}
-	to, err := p.recorders.Connect(ctx, c.caller.Recorders, c.caller.MustRecord)
+	to, err := p.recorders.Connect(ctx, c.caller.Recorders, sessionOf(c, r), c.caller.MustRecord)
+	var long *recording.HeaderTooLongError
 	switch {
 	case err == nil:
-		c.recording.to = to
 	case ctx.Err() != nil: // ended from outside, or the client has gone
-		return refuseEnded(ctx)
+		return ctx.Err()
+	case errors.As(err, &long): // no way around a recorder, enforced or not
+		return refuseUnrecordable(err)
 	case c.caller.MustRecord:
 		return refuseUnavailable(reasonRecorder, fmt.Sprintf("The tailnet policy demands that this session is recorded (enforceRecorder), and no recorder takes it (tried %s). Try again; if it lasts, ask an administrator of the tailnet to look after the recorders.", recording.List(c.caller.Recorders)), err)
 	default:
-		c.recording.err = err
-		p.config.Log.WarnContext(ctx, "the session goes on without a recording", "user", c.caller.User, "error", err)
+		p.config.Log.WarnContext(ctx, "the session goes on without a recording", "user", c.caller.User, "error", clipError(err))
 	}
+	c.recording = &sessionRecording{to: to, result: recordedNot, err: err}
+	c.recorded.Store(to != nil)
 	return nil
+}
+
+// traced returns ctx with a note of when the API server may have got something of c.
+func (c *call) traced(ctx context.Context) context.Context {
+	rec := c.recording
+	if rec == nil {
+		return ctx
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { rec.sent.Store(true) }})
 }
 
 // tap records what passes between the API server's end of a session and the client.
@@ -180,17 +210,17 @@ func (p *Proxy) tap(c *call, conn io.ReadWriteCloser, answer *http.Response) (io
 	}
 	rec.began = true
 	ctx := answer.Request.Context()
-	tapped, err := rec.to.Tap(conn, answer.Header, sessionOf(c, answer.Request), func(err error) {
-		p.config.Log.WarnContext(ctx, "the recording of a session is lost", "user", c.caller.User, "recorder", rec.to.Recorder().String(), "enforced", c.caller.MustRecord, "error", err)
+	tapped, err := rec.to.Tap(conn, answer.Header, func(err error) {
+		p.config.Log.WarnContext(ctx, "the recording of a session is lost", "user", c.caller.User, "recorder", rec.to.Recorder().String(), "enforced", c.caller.MustRecord, "error", clipError(err))
 	})
 	switch {
 	case err == nil:
 		return tapped, nil
 	case c.caller.MustRecord:
-		return nil, refuseUnavailable(reasonRecorder, "The tailnet policy demands that this session is recorded (enforceRecorder), and the recorder was lost as it began. Try again.", err)
+		return nil, refuseUnavailable(reasonRecorder, "The tailnet policy demands that this session is recorded (enforceRecorder), and the recording was lost as it began. Try again.", err)
 	}
 	rec.err = err
-	p.config.Log.WarnContext(ctx, "the session goes on without a recording", "user", c.caller.User, "error", err)
+	p.config.Log.WarnContext(ctx, "the session goes on without a recording", "user", c.caller.User, "error", clipError(err))
 	return conn, nil
 }
 
@@ -215,25 +245,35 @@ func sessionOf(c *call, r *http.Request) recording.Session {
 // recording.
 func (p *Proxy) finishRecording(c *call) {
 	rec := c.recording
-	if rec == nil {
+	if rec == nil || rec.to == nil && c.refused != nil {
 		return
 	}
 	if rec.to != nil {
-		if err := rec.to.Finish(); rec.err == nil {
-			rec.err = err
-		}
-		switch {
-		case !rec.began:
-			return // the API server refused the session: there was nothing to record
-		case rec.err == nil:
-			rec.result = recordedWhole
-		default:
-			rec.result = recordedPartly
-		}
-	} else if c.refused != nil {
-		return
+		rec.result = rec.finish()
 	}
 	p.config.Metrics.recordings.WithLabelValues(rec.result).Inc()
+}
+
+// finish ends the recording, and returns what became of it.
+func (s *sessionRecording) finish() string {
+	result := recordedRefused
+	switch {
+	case s.began:
+		result = recordedWhole
+	case s.answer != 0:
+		s.to.Note(fmt.Sprintf("The API server began no session. It answered %d %s.", s.answer, http.StatusText(s.answer)))
+	case !s.sent.Load():
+		s.to.Note("The request was not sent to the API server.")
+	default:
+		s.err = s.to.BreakOff(errUnanswered)
+	}
+	if err := s.to.Finish(); s.err == nil {
+		s.err = err
+	}
+	if s.err != nil {
+		return recordedPartly
+	}
+	return result
 }
 
 // log returns what the request's line says of the recording.
@@ -242,8 +282,8 @@ func (s *sessionRecording) log() []slog.Attr {
 	if s.to != nil {
 		attrs = append(attrs, slog.String("recorder", s.to.Recorder().String()))
 	}
-	if s.err != nil && !errors.Is(s.err, recording.ErrUnused) {
-		attrs = append(attrs, slog.String("recordingError", s.err.Error()))
+	if s.err != nil {
+		attrs = append(attrs, slog.String("recordingError", clipError(s.err)))
 	}
 	return attrs
 }

@@ -50,7 +50,7 @@ func classify(r *http.Request) (*apirequest.RequestInfo, Kind, error) {
 	if err != nil {
 		// The parser's own message repeats the URL, and with it whatever the client
 		// has put into the query.
-		return nil, "", fmt.Errorf("the path %q names no resource", r.URL.Path)
+		return nil, "", fmt.Errorf("the path %q names no resource", clip(r.URL.Path))
 	}
 	switch {
 	case isUpgrade(r):
@@ -97,6 +97,8 @@ type call struct {
 	body atomic.Pointer[watchBody]
 	// recording is that of a session whose caller has recorders.
 	recording *sessionRecording
+	// recorded says that a recorder records the session. A drain waits for it.
+	recorded atomic.Bool
 }
 
 // verb returns the request's verb for metrics: one of the finite set that

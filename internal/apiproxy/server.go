@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tailhelm/tailhelm/internal/recording"
 )
 
 // Limits on what a peer can cost before it is known what it wants.
@@ -33,7 +35,8 @@ const (
 	// maxStreams is how many requests an HTTP/2 connection may have open:
 	// kube-apiserver's own value.
 	maxStreams = 250
-	// lastWords is how long requests that a drain ends have to tell their clients.
+	// lastWords is how long requests that a drain ends have to tell their clients. Those
+	// that are recorded have [recording.FinishLimit] besides, until the recorder has all.
 	lastWords = time.Second
 	// finishTimeout is how long requests may take to be answered before clients are sent
 	// to another server. Those that take longer are likely to be cut off.
@@ -218,6 +221,7 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) {
 		defer cancel()
 		closing = shutDown(last, servers)
 		_ = open.wait(last, KindREST, KindWatch, KindStream) // there is no more time than that
+		s.awaitRecordings(context.WithoutCancel(ctx))
 	}
 	<-closing
 	for _, server := range servers {
@@ -225,6 +229,18 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) {
 	}
 	s.config.Proxy.upstream.close()
 	s.config.Log.InfoContext(ctx, "drained")
+}
+
+// awaitRecordings returns when no session is open any more that is recorded: what is
+// queued for the recorder would be lost with the node, and the session's line in the log
+// with the process. The chart gives a pod the time, and some for the rest of its end.
+func (s *Server) awaitRecordings(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, recording.FinishLimit)
+	defer cancel()
+	recorded := func(c *call) bool { return c.recorded.Load() }
+	if err := s.config.Proxy.calls.waitFor(ctx, recorded); err != nil {
+		s.config.Log.WarnContext(ctx, "recordings of sessions are not whole: the recorder does not confirm their ends in time")
+	}
 }
 
 // shutDown closes the listeners of servers at once, and their connections as they

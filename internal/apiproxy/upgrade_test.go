@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,7 +71,7 @@ func sessionFrames(t *testing.T, n int) []byte {
 		t.Fatal(err)
 	}
 	for i, kind := range []string{"error", "stdout"} {
-		if err := f.WriteFrame(&spdy.SynStreamFrame{StreamId: spdy.StreamId(2*i + 1), Headers: http.Header{"Streamtype": {kind}}}); err != nil { //nolint:gosec // two streams
+		if err := f.WriteFrame(&spdy.SynStreamFrame{StreamId: spdy.StreamId(2*i + 1), Headers: http.Header{"Streamtype": {kind}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -152,5 +153,41 @@ func TestBodyIsSession(t *testing.T) {
 	_ = exec(t, conn, fmt.Sprintf("Content-Length: %d\r\n", len(frames)), frames).Body.Close()
 	if command := receive(t, c.ran, "the command"); len(command) != 1 || command[0] != "evil" {
 		t.Errorf("the command is %q", command)
+	}
+}
+
+// A caller who must be recorded cannot give a server behind the API server a token of its
+// own; a token that is for the API server itself is none of that.
+func TestInnerToken(t *testing.T) {
+	const behind = "/api/v1/namespaces/default/services/https:kubernetes:443/proxy" + podPath + "/exec?command=evil"
+	bearer := "Sec-WebSocket-Protocol: v4.channel.k8s.io, " + bearerSubprotocol + "aW5uZXI"
+	for name, tc := range map[string]struct {
+		path, authorization, subprotocols string
+		enforced                          bool
+		status                            int
+	}{
+		"two tokens":                {behind, "Authorization: Bearer outer", bearer, true, http.StatusForbidden},
+		"two tokens, not enforced":  {behind, "Authorization: Bearer outer", bearer, false, http.StatusSwitchingProtocols},
+		"in capitals":               {behind, "authorization: basic outer", strings.ToUpper(bearer), true, http.StatusForbidden},
+		"in another list":           {behind, "Authorization: Bearer outer", "Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n" + bearer, true, http.StatusForbidden},
+		"to a pod":                  {podPath + ":10250/proxy/exec/ns/p/c", "Authorization: Bearer outer", bearer, true, http.StatusForbidden},
+		"a token of the API server": {"/api/v1/pods?watch=1", "X: y", bearer, true, http.StatusSwitchingProtocols},
+		"the usual":                 {behind, "Authorization: Bearer outer", "Sec-WebSocket-Protocol: v4.channel.k8s.io", true, http.StatusSwitchingProtocols},
+		"a session":                 {podPath + "/exec?command=sh", "Authorization: Bearer outer", bearer, true, http.StatusSwitchingProtocols},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+				r.Header.Set("Sec-Websocket-Protocol", "v4.channel.k8s.io") // its choice
+				speak(w, r)
+			})
+			r := start(t, api, options{mode: ModeNoAuth})
+			r.grant(tc.enforced, newRecorder(t, false).addr)
+			if status := r.raw(t, "GET "+tc.path+" HTTP/1.1", "Connection: Upgrade", "Upgrade: websocket", tc.authorization, tc.subprotocols); status != tc.status {
+				t.Errorf("status %d, want %d", status, tc.status)
+			}
+			if reached := len(api.all()) > 0; reached != (tc.status == http.StatusSwitchingProtocols) {
+				t.Errorf("it reached the API server: %v", reached)
+			}
+		})
 	}
 }

@@ -192,12 +192,11 @@ func (nothing) Close() error                { return nil }
 // The client of package recording and this recorder understand each other.
 func TestProxyAndRecorder(t *testing.T) {
 	r := start(t, Limits{}, peers{Identity: proxyDevice})
-	rec, err := recording.NewRecorders(new(net.Dialer).DialContext).Connect(t.Context(), []netip.AddrPort{r.addr}, true)
+	rec, err := r.connect(t, "sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	session, err := rec.Tap(nothing{strings.NewReader("\x82\x06\x01hello")}, http.Header{"Upgrade": {"websocket"}},
-		recording.Session{Header: sessionrecording.CastHeader{SrcNode: "laptop"}}, func(err error) { t.Errorf("lost: %v", err) })
+	session, err := rec.Tap(nothing{strings.NewReader("\x82\x06\x01hello")}, http.Header{"Upgrade": {"websocket"}}, func(err error) { t.Errorf("lost: %v", err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,6 +210,60 @@ func TestProxyAndRecorder(t *testing.T) {
 	var played strings.Builder
 	if err := Play(t.Context(), &played, strings.NewReader(text), PlayOptions{}); err != nil || played.String() != "hello" {
 		t.Errorf("played %q, %v", played.String(), err)
+	}
+}
+
+// connect begins a recording as the proxy does.
+func (r *rig) connect(t *testing.T, command string) (*recording.Recording, error) {
+	t.Helper()
+	session := recording.Session{Header: sessionrecording.CastHeader{SrcNode: "laptop", Command: command}}
+	return recording.NewRecorders(new(net.Dialer).DialContext).Connect(t.Context(), []netip.AddrPort{r.addr}, session, true)
+}
+
+// A session of which nobody knows whether it began leaves a part with its first line,
+// which is on the disk before the session can begin.
+func TestUnknownSession(t *testing.T) {
+	r := start(t, Limits{}, peers{Identity: proxyDevice})
+	rec, err := r.connect(t, "sh -c evil")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, text := r.only(t); !strings.Contains(text, "sh -c evil") || !strings.HasSuffix(text, "\n") {
+		t.Errorf("when it begins, there is %q", text)
+	}
+	why := errors.New("no answer")
+	if err := rec.BreakOff(why); !errors.Is(err, why) {
+		t.Errorf("it ends with %v", err)
+	}
+	if _, text := r.await(t, "the recording", part); !strings.Contains(text, "sh -c evil") {
+		t.Errorf("kept: %q", text)
+	}
+	if got := testutil.ToFloat64(r.handler.recordings.WithLabelValues(resultIncomplete)); got != 1 {
+		t.Errorf("%v incomplete recordings are counted", got)
+	}
+}
+
+// The longest first line that the proxy sends is one that the recorder takes.
+func TestLongestCommand(t *testing.T) {
+	r := start(t, Limits{}, peers{Identity: proxyDevice})
+	var long *recording.HeaderTooLongError
+	if _, err := r.connect(t, strings.Repeat("<", 2*maxHeader)); !errors.As(err, &long) {
+		t.Fatal(err)
+	}
+	fits := 2*maxHeader - (long.Length - maxHeader)
+	if _, err := r.connect(t, strings.Repeat("<", fits+1)); !errors.As(err, &long) {
+		t.Errorf("one more: %v", err)
+	}
+	rec, err := r.connect(t, strings.Repeat("<", fits))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rec.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	name, _ := r.await(t, "the recording", whole)
+	if list, err := List(r.dir); err != nil || len(list[0].Header.Command) != fits {
+		t.Errorf("%s is listed as %.200v, %v", name, list, err)
 	}
 }
 
@@ -294,7 +347,7 @@ func TestSenders(t *testing.T) {
 func TestNoRoom(t *testing.T) {
 	r := start(t, Limits{Free: 1 << 20}, peers{Identity: proxyDevice})
 	r.store.free = func(string) (int64, error) { return 1<<20 - 1, nil }
-	_, err := recording.NewRecorders(new(net.Dialer).DialContext).Connect(t.Context(), []netip.AddrPort{r.addr}, true)
+	_, err := r.connect(t, "sh")
 	if err == nil || !strings.Contains(err.Error(), "507") || !strings.Contains(err.Error(), ErrFull.Error()) {
 		t.Errorf("a full disk: %v", err)
 	}

@@ -20,7 +20,7 @@ func BenchmarkTap(b *testing.B) {
 			r, up := newFake(true)
 			go func() { _, _ = io.Copy(io.Discard, up) }()
 			frame := frames(ws{first: 0x82, payload: "\x01" + string(text)})
-			session, err := r.Tap(newEnd(&loop{frame: frame}), webSocketAnswer, testSession, func(error) {})
+			session, err := r.Tap(newEnd(&loop{frame: frame}), webSocketAnswer, func(error) {})
 			if err != nil {
 				b.Fatal(err)
 			}

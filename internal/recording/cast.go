@@ -4,7 +4,9 @@
 package recording
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -26,7 +28,7 @@ const (
 // size is the size of a terminal.
 type size struct{ Width, Height uint16 }
 
-// defaultSize is that of a terminal which does not tell its own.
+// defaultSize is that of a terminal which has not told its own.
 var defaultSize = size{80, 24}
 
 // cast encodes an asciicast of version 2 (https://docs.asciinema.org/manual/asciicast/v2/).
@@ -36,13 +38,50 @@ type cast struct {
 	cut map[stream][]byte
 }
 
-// appendHeader appends the first line.
-func appendHeader(dst []byte, h sessionrecording.CastHeader) ([]byte, error) {
-	line, err := json.Marshal(h)
-	if err != nil {
-		return dst, err
+// maxHeader is how many bytes the first line of a recording may have: more than the
+// command of a request takes whose headers net/http reads, unless much of it has to be
+// escaped. Recorders need not take longer ones; ours does not.
+const maxHeader = 64 << 10
+
+// HeaderTooLongError means that a session cannot be recorded, because the first line of
+// the recording, which has the command, would be too long for recorders. A command that is
+// cut off would hide what the session did.
+type HeaderTooLongError struct {
+	// Length is the length of the line in bytes.
+	Length int
+}
+
+// Error says how long the line would be, and how long it may be.
+func (e *HeaderTooLongError) Error() string {
+	return fmt.Sprintf("its command and names take %d bytes in a recording, which has room for %d", e.Length, maxHeader)
+}
+
+// Session is what a recording says about itself.
+type Session struct {
+	// Header is the first line of the asciicast; its version, size and time are filled in.
+	Header sessionrecording.CastHeader
+	// TTY means that the session has a terminal, whose size the client will tell.
+	TTY bool
+}
+
+// head returns the first line of a recording that begins now. Its error is a
+// [*HeaderTooLongError], or one of encoding.
+func (s Session) head(now time.Time) ([]byte, error) {
+	h := s.Header
+	h.Version, h.Timestamp = 2, now.Unix()
+	if s.TTY {
+		h.Width, h.Height = int(defaultSize.Width), int(defaultSize.Height) // see resize
 	}
-	return append(append(dst, line...), '\n'), nil
+	var line bytes.Buffer
+	encoder := json.NewEncoder(&line)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(h); err != nil {
+		return nil, fmt.Errorf("encoding the header of a recording: %w", err)
+	}
+	if n := line.Len() - 1; n > maxHeader {
+		return nil, &HeaderTooLongError{Length: n}
+	}
+	return line.Bytes(), nil
 }
 
 // appendOutput appends what a stream says as events. The rest of a character that was

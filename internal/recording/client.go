@@ -4,6 +4,7 @@
 package recording
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -32,9 +34,15 @@ var (
 	errAckTooLong = fmt.Errorf("a message of the recorder is longer than %d bytes", maxAck)
 )
 
+// errUnacknowledged is why a recorder does not get a session.
+var errUnacknowledged = errors.New("it does not acknowledge the beginning of the recording")
+
 // upload is the body of a request to a recorder, which has been accepted.
 type upload struct {
 	*io.PipeWriter
+	// introduced is closed when the recorder has acknowledged the first line. It is nil in
+	// version 1 of the protocol, which knows no acknowledgements.
+	introduced <-chan struct{}
 	// ended gets why it has ended, or is closed.
 	ended  <-chan error
 	cancel context.CancelFunc
@@ -46,13 +54,48 @@ func (u upload) abort(why error) {
 	u.cancel()
 }
 
+// introduce sends the first line of a recording, and waits until the recorder has it. A
+// recorder has to acknowledge something within ackWindow, and must have that line by then
+// if the recording is enforced. Otherwise the session goes on when the line is sent, which
+// may take lenientStall.
+func (u upload) introduce(ctx context.Context, head []byte, enforced bool) error {
+	limit := lenientStall
+	if enforced {
+		limit = ackWindow
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := u.Write(head)
+		sent <- err
+	}()
+	for {
+		select {
+		case err := <-sent:
+			if err == nil && (!enforced || u.introduced == nil) {
+				return nil
+			}
+			sent = nil // an error has a reason, which comes
+		case <-u.introduced:
+			return nil
+		case err := <-u.ended:
+			return cmp.Or(err, errEnded)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+			return errUnacknowledged
+		}
+	}
+}
+
 // start begins an upload to the recorder at addr and returns when the recorder has
-// accepted it. The upload ends with ctx.
-func (r *Recorders) start(ctx context.Context, addr netip.AddrPort) (upload, error) {
+// accepted it. The upload ends with ctx. Its first line will have head bytes.
+func (r *Recorders) start(ctx context.Context, addr netip.AddrPort, head int) (upload, error) {
 	dial := r.dialOnce()
 	modern := newTransport(dial, true)
 	if speaksV2(ctx, modern, addr) {
-		return startV2(ctx, modern, addr)
+		return startV2(ctx, modern, addr, head)
 	}
 	modern.CloseIdleConnections()
 	return startV1(ctx, newTransport(dial, false), addr)
@@ -105,7 +148,7 @@ func refused(res *http.Response) error {
 }
 
 // startV2 begins an upload that is acknowledged on the way.
-func startV2(ctx context.Context, t *http.Transport, addr netip.AddrPort) (upload, error) {
+func startV2(ctx context.Context, t *http.Transport, addr netip.AddrPort, head int) (upload, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	fail := func(err error) (upload, error) {
 		cancel()
@@ -124,18 +167,23 @@ func startV2(ctx context.Context, t *http.Transport, addr netip.AddrPort) (uploa
 	if res.StatusCode != http.StatusOK {
 		return fail(refused(res))
 	}
-	ended := make(chan error, 1)
+	ended, introduced := make(chan error, 1), make(chan struct{})
+	introduce := sync.OnceFunc(func() { close(introduced) })
 	go func() {
 		defer close(ended)
 		defer t.CloseIdleConnections()
 		defer cancel()
-		if err := readAcks(res.Body); err != nil {
+		if err := readAcks(res.Body, func(n int64) {
+			if n >= int64(head) {
+				introduce()
+			}
+		}); err != nil {
 			ended <- err
 		}
 		_ = w.CloseWithError(io.ErrClosedPipe) // nobody reads what is still written
 		_ = res.Body.Close()
 	}()
-	return upload{PipeWriter: w, ended: ended, cancel: cancel}, nil
+	return upload{PipeWriter: w, introduced: introduced, ended: ended, cancel: cancel}, nil
 }
 
 // ack is a message of a recorder.
@@ -147,8 +195,8 @@ type ack struct {
 }
 
 // readAcks reads what a recorder says until its end, which is nil if the recorder has
-// everything.
-func readAcks(body io.ReadCloser) error {
+// everything. It tells how many bytes are acknowledged.
+func readAcks(body io.ReadCloser, acknowledged func(int64)) error {
 	silence := time.AfterFunc(ackWindow, func() { _ = body.Close() })
 	defer silence.Stop()
 	limited := &io.LimitedReader{R: body}
@@ -170,6 +218,7 @@ func readAcks(body io.ReadCloser) error {
 		if a.Error != "" {
 			return fmt.Errorf("the recorder says: %q", a.Error)
 		}
+		acknowledged(a.Ack)
 		silence.Reset(ackWindow)
 	}
 }

@@ -8,8 +8,9 @@
 //
 // [Recorders] connects to the first recorder of a list that answers, by Tailscale's
 // protocol for recorders: version 2 over HTTP/2 without TLS, or version 1. [Recording]
-// is such a connection. [Recording.Tap] puts it between the API server and a client:
-// the tap reads SPDY/3.1 or WebSocket frames as they pass and changes none of them.
+// is such a connection, whose recorder has the first line: who, and what command.
+// [Recording.Tap] puts it between the API server and a client: the tap reads SPDY/3.1 or
+// WebSocket frames as they pass and changes none of them.
 // What the pod says (standard output and standard error, as one) and each size of the
 // terminal become an asciicast of version 2, as Tailscale's recorder expects it. What
 // the client types is not recorded; what a terminal echoes of it is output.
@@ -19,6 +20,9 @@
 //
 // # Promises
 //
+//   - The recorder has acknowledged the first line of an enforced recording before there is
+//     a [Recording], in version 2 of the protocol. It stays there whatever comes of the
+//     session.
 //   - Output is taken into the recording before the client gets it. A pod that says more
 //     than the recorder takes is slowed down. What is held for a recorder is bounded
 //     ([queueLimit]), and so is what is kept of a frame: frames of any size pass.
@@ -37,8 +41,13 @@
 // The client of the protocol is our own: that of tailscale.com/sessionrecording keeps a
 // goroutine for each recording that a recorder refuses. An acknowledgement says that the
 // recorder has bytes; it does not say when they are safe, and recorders differ in how
-// often they send one. So output does not wait for it, and when a recorder is lost, the
-// last moments may be missing from the recording: what was queued or on its way.
+// often they send one. So only the first line waits for it, and output does not: when a
+// recorder is lost, the last moments may be missing from the recording: what was queued or
+// on its way.
+//
+// The first line has the size of a terminal, by the format, and is sent before there is a
+// client to tell it. So it says 80x24, and the size is the first event, before any output.
+// A player that does not know the format's event for that shows the session in 80x24.
 //
 // An asciicast is text. Bytes that are not UTF-8 are recorded as U+FFFD.
 package recording

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// eventTimeout bounds the attempts to send one event.
+	// eventTimeout bounds the attempts to send one event: see share.
 	eventTimeout = 5 * time.Second
 	// eventConnections is how many connections to one recorder events use at a time.
 	eventConnections = 32
@@ -42,33 +42,31 @@ func (r *Recorders) SendEvent(ctx context.Context, recorders []netip.AddrPort, e
 	if err != nil {
 		return fmt.Errorf("encoding an event: %w", err)
 	}
-	sending, cancel := context.WithTimeout(ctx, eventTimeout)
-	defer cancel()
 	var errs []error
-	for _, addr := range r.order(recorders, enforced) {
-		err := r.post(sending, addr, body)
+	asked := r.deaf.order(recorders, enforced)
+	for _, addr := range asked {
+		err := r.post(ctx, addr, share(eventTimeout, len(asked)), body)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if !errors.Is(err, errNoEvents) { // it has answered
+			r.deaf.remember(addr, err)
 		}
 		if err == nil {
 			return nil
 		}
-		if !errors.Is(err, errNoEvents) { // such a recorder takes sessions all the same
-			r.remember(addr, err)
-		}
 		errs = append(errs, fmt.Errorf("recorder %s: %w", addr, err))
 	}
-	if len(errs) == 0 {
-		errs = append(errs, errAvoided)
-	}
-	return &UnreachableError{Recorders: recorders, Err: errors.Join(errs...)}
+	return unreachable(recorders, errs)
 }
 
 // errNoEvents is why a recorder takes no event.
 var errNoEvents = errors.New("it knows no events")
 
-// post sends an event to one recorder.
-func (r *Recorders) post(ctx context.Context, addr netip.AddrPort, body []byte) error {
+// post sends an event to one recorder, which has to take it within timeout.
+func (r *Recorders) post(ctx context.Context, addr netip.AddrPort, timeout time.Duration, body []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	req, err := request(ctx, http.MethodPost, addr, "/v2/event", bytes.NewReader(body))
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ package recording
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -34,10 +35,11 @@ type server struct {
 	// lose ends a recording after as many bytes, without a word; 0: never.
 	lose int
 
-	mu   sync.Mutex
-	cast bytes.Buffer
-	done chan struct{} // closed at the end of the first recording
-	once sync.Once
+	mu    sync.Mutex
+	cast  bytes.Buffer
+	whole bool          // the first recording has ended as it should; known when done is closed
+	done  chan struct{} // closed at the end of the first recording
+	once  sync.Once
 }
 
 func newServer(t *testing.T, change func(*server)) *server {
@@ -104,7 +106,10 @@ func (s *server) take(body io.Reader, ack func(int)) {
 			panic(http.ErrAbortHandler)
 		}
 		if err != nil {
-			s.once.Do(func() { close(s.done) })
+			s.once.Do(func() {
+				s.whole = errors.Is(err, io.EOF)
+				close(s.done)
+			})
 			return
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -18,11 +19,11 @@ import (
 
 const (
 	// attemptTimeout bounds the attempt to reach one recorder, connectTimeout the
-	// attempts to reach any.
+	// attempts to reach any: see share.
 	attemptTimeout = 5 * time.Second
 	connectTimeout = 15 * time.Second
 	// avoidance is how long a recorder that did not answer is asked last, or not at all
-	// for sessions that need not be recorded.
+	// for what need not be recorded.
 	avoidance = 30 * time.Second
 )
 
@@ -32,21 +33,16 @@ type Dial = func(ctx context.Context, network, address string) (net.Conn, error)
 // Recorders connects to recorders, and remembers which of them did not answer.
 type Recorders struct {
 	dial Dial
-	now  func() time.Time
+	// silent are those that took no session, deaf those that took no event.
+	silent, deaf silence
 	// events is for events, offered holds those that need not be recorded.
 	events  *http.Transport
 	offered chan struct{}
-
-	mu     sync.Mutex
-	silent map[netip.AddrPort]time.Time // when a recorder did not answer
 }
 
 // NewRecorders returns a Recorders that reaches them by dial.
 func NewRecorders(dial Dial) *Recorders {
-	return &Recorders{
-		dial: dial, now: time.Now, silent: map[netip.AddrPort]time.Time{},
-		events: newEventTransport(dial), offered: make(chan struct{}, maxEvents),
-	}
+	return &Recorders{dial: dial, events: newEventTransport(dial), offered: make(chan struct{}, maxEvents)}
 }
 
 // UnreachableError means that none of the recorders takes a recording.
@@ -77,80 +73,111 @@ func List(recorders []netip.AddrPort) string {
 // errAvoided is why a recorder was not asked.
 var errAvoided = errors.New("none of them has answered lately")
 
-// Connect connects to the first of the recorders that answers, within connectTimeout.
-// Its error is an [*UnreachableError], or ctx's. An enforced recording asks all of them;
-// one that is not, only those that have answered lately. The recording outlives ctx and
-// must be finished.
-func (r *Recorders) Connect(ctx context.Context, recorders []netip.AddrPort, enforced bool) (*Recording, error) {
-	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
+// share returns how long each of n recorders may take to answer, so that the last one is
+// asked within total, too, when the others are silent.
+func share(total time.Duration, n int) time.Duration {
+	return min(attemptTimeout, total/time.Duration(max(1, n)))
+}
+
+// Connect has the first of the recorders that answers record a session. It returns when
+// that has the first line of the recording: over WebSocket, a command runs with the
+// request that asks for it, whatever the client does then. Where the protocol has no
+// acknowledgements, the line was sent; likewise if the recording is not enforced.
+//
+// Connect's error is a [*HeaderTooLongError], an [*UnreachableError], or ctx's. An
+// enforced recording asks all of the recorders; one that is not, only those that have
+// answered lately. The recording outlives ctx and must be finished.
+func (r *Recorders) Connect(ctx context.Context, recorders []netip.AddrPort, s Session, enforced bool) (*Recording, error) {
+	start := time.Now()
+	head, err := s.head(start)
+	if err != nil {
+		return nil, err
+	}
 	var errs []error
-	for _, addr := range r.order(recorders, enforced) {
-		u, err := r.attempt(connecting, addr)
+	asked := r.silent.order(recorders, enforced)
+	for _, addr := range asked {
+		u, err := r.attempt(ctx, addr, share(connectTimeout, len(asked)), head, enforced)
 		if ctx.Err() != nil {
 			if err == nil {
 				u.abort(ctx.Err())
 			}
 			return nil, ctx.Err()
 		}
-		r.remember(addr, err)
+		r.silent.remember(addr, err)
 		if err == nil {
-			return newRecording(addr, u, enforced), nil
+			return newRecording(addr, u, s, start, enforced), nil
 		}
 		errs = append(errs, err)
 	}
-	if len(errs) == 0 {
-		errs = append(errs, errAvoided)
+	return nil, unreachable(recorders, errs)
+}
+
+// unreachable returns what became of the attempts.
+func unreachable(recorders []netip.AddrPort, attempts []error) error {
+	if len(attempts) == 0 {
+		attempts = []error{errAvoided}
 	}
-	return nil, &UnreachableError{Recorders: recorders, Err: errors.Join(errs...)}
+	return &UnreachableError{Recorders: recorders, Err: errors.Join(attempts...)}
+}
+
+// silence remembers which recorders did not answer. Its zero value knows of none.
+type silence struct {
+	mu    sync.Mutex
+	since map[netip.AddrPort]time.Time
 }
 
 // order returns the recorders to ask, each once: those that did not answer lately last,
-// or not at all.
-func (r *Recorders) order(recorders []netip.AddrPort, enforced bool) []netip.AddrPort {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// the longest ago first, or not at all.
+func (s *silence) order(recorders []netip.AddrPort, enforced bool) []netip.AddrPort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var first, last []netip.AddrPort
 	for _, addr := range recorders {
-		switch at, silent := r.silent[addr]; {
+		switch at, silent := s.since[addr]; {
 		case slices.Contains(first, addr) || slices.Contains(last, addr):
-		case silent && r.now().Sub(at) < avoidance:
+		case silent && time.Since(at) < avoidance:
 			last = append(last, addr)
 		default:
 			first = append(first, addr)
 		}
 	}
-	if enforced {
-		return append(first, last...)
+	if !enforced {
+		return first
 	}
-	return first
+	slices.SortStableFunc(last, func(a, b netip.AddrPort) int { return s.since[a].Compare(s.since[b]) })
+	return append(first, last...)
 }
 
 // remember notes whether a recorder has answered, and forgets what no longer counts.
-func (r *Recorders) remember(addr netip.AddrPort, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.silent, addr)
-	for other, at := range r.silent {
-		if r.now().Sub(at) >= avoidance {
-			delete(r.silent, other)
-		}
+func (s *silence) remember(addr netip.AddrPort, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.since, func(other netip.AddrPort, at time.Time) bool { return other == addr || time.Since(at) >= avoidance })
+	if err == nil {
+		return
 	}
-	if err != nil {
-		r.silent[addr] = r.now()
+	if s.since == nil {
+		s.since = map[netip.AddrPort]time.Time{}
 	}
+	s.since[addr] = time.Now()
 }
 
-// attempt connects to one recorder. The upload outlives ctx.
-func (r *Recorders) attempt(ctx context.Context, addr netip.AddrPort) (upload, error) {
+// attempt begins a recording at one recorder, which has to answer within timeout. The
+// upload outlives ctx.
+func (r *Recorders) attempt(ctx context.Context, addr netip.AddrPort, timeout time.Duration, head []byte, enforced bool) (upload, error) {
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	attempting, stop := context.WithTimeout(ctx, attemptTimeout)
+	attempting, stop := context.WithTimeout(ctx, timeout)
 	defer stop()
 	detach := context.AfterFunc(attempting, cancel)
-	u, err := r.start(life, addr)
+	u, err := r.start(life, addr, len(head))
 	if !detach() && err == nil {
 		u.abort(attempting.Err())
 		err = attempting.Err()
+	}
+	if err == nil {
+		if err = u.introduce(ctx, head, enforced); err != nil {
+			u.abort(err)
+		}
 	}
 	if err != nil {
 		cancel()

@@ -6,7 +6,10 @@ package recording
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tailscale.com/sessionrecording"
 )
 
 var (
@@ -28,7 +33,7 @@ func TestConnectTakesTheFirstThatAnswers(t *testing.T) {
 	dead := netip.MustParseAddrPort("127.0.0.1:1")
 	r := NewRecorders(dialer)
 	for _, enforced := range []bool{true, false} {
-		rec, err := r.Connect(t.Context(), []netip.AddrPort{dead, full.addr, dead, good.addr}, enforced)
+		rec, err := r.Connect(t.Context(), []netip.AddrPort{dead, full.addr, dead, good.addr}, testSession, enforced)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,7 +43,7 @@ func TestConnectTakesTheFirstThatAnswers(t *testing.T) {
 		_ = rec.Finish()
 	}
 	for enforced, want := range map[bool][]netip.AddrPort{true: {good.addr, dead, full.addr}, false: {good.addr}} {
-		if got := r.order([]netip.AddrPort{dead, full.addr, good.addr, good.addr}, enforced); !slices.Equal(got, want) {
+		if got := r.silent.order([]netip.AddrPort{dead, full.addr, good.addr, good.addr}, enforced); !slices.Equal(got, want) {
 			t.Errorf("enforced: %v: %v are asked, want %v", enforced, got, want)
 		}
 	}
@@ -48,7 +53,7 @@ func TestConnectNamesWhatItTried(t *testing.T) {
 	r := NewRecorders(func(_ context.Context, _, address string) (net.Conn, error) {
 		return nil, errors.New("no way to " + address)
 	})
-	_, err := r.Connect(t.Context(), []netip.AddrPort{first, second}, true)
+	_, err := r.Connect(t.Context(), []netip.AddrPort{first, second}, testSession, true)
 	var unreachable *UnreachableError
 	if !errors.As(err, &unreachable) || !slices.Equal(unreachable.Recorders, []netip.AddrPort{first, second}) {
 		t.Fatalf("error %v", err)
@@ -77,7 +82,7 @@ func TestConnectToSilence(t *testing.T) {
 		})
 		connect := func(enforced bool) time.Duration {
 			start := time.Now()
-			if _, err := r.Connect(t.Context(), []netip.AddrPort{first, second}, enforced); err == nil {
+			if _, err := r.Connect(t.Context(), []netip.AddrPort{first, second}, testSession, enforced); err == nil {
 				t.Fatal("silence is a recorder")
 			}
 			return time.Since(start)
@@ -98,6 +103,71 @@ func TestConnectToSilence(t *testing.T) {
 	})
 }
 
+// However many recorders are away, the one that answers gets each session and each event;
+// the others cost time once in a while, and nothing that was not asked is taken for away.
+func TestDeadRecorders(t *testing.T) {
+	dead := func(n int) (list []netip.AddrPort) {
+		for i := range n {
+			list = append(list, netip.AddrPortFrom(netip.AddrFrom4([4]byte{100, 64, 1, byte(i)}), 80))
+		}
+		return list
+	}
+	for _, n := range []int{1, 2, 3, 9} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			inBubble(t, func(w http.ResponseWriter, r *http.Request) {
+				acknowledge(w)
+				_, _ = io.Copy(io.Discard, r.Body)
+			}, func(t *testing.T, r *Recorders) {
+				list := append(dead(n), first)
+				session := func() error {
+					rec, err := r.Connect(t.Context(), list, testSession, true)
+					if err != nil {
+						return err
+					}
+					return rec.Finish()
+				}
+				event := func() error { return r.SendEvent(t.Context(), list, sessionrecording.Event{}, true) }
+				for _, tc := range []struct {
+					what  string
+					begin func() error
+					total time.Duration
+					away  *silence
+				}{{"event", event, eventTimeout, &r.deaf}, {"session", session, connectTimeout, &r.silent}} {
+					for _, again := range []bool{false, true, false} {
+						start, cost := time.Now(), time.Duration(0)
+						if !again {
+							cost = time.Duration(n) * share(tc.total, n+1)
+						}
+						if err := tc.begin(); err != nil || time.Since(start) != cost || cost > tc.total {
+							t.Errorf("%s, again: %v: after %s, want %s: %v", tc.what, again, time.Since(start), cost, err)
+						}
+						if got := tc.away.order(list, true); got[0] != first || !slices.Equal(got[1:], dead(n)) {
+							t.Errorf("%s: %v are asked next", tc.what, got)
+						}
+						if again {
+							time.Sleep(avoidance)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+// Of recorders that did not answer, the one is asked first that may be back.
+func TestOrderOfSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s silence
+		for _, addr := range []netip.AddrPort{second, first} {
+			s.remember(addr, errAvoided)
+			time.Sleep(time.Second)
+		}
+		if got := s.order([]netip.AddrPort{first, second}, true); !slices.Equal(got, []netip.AddrPort{second, first}) {
+			t.Errorf("%v are asked", got)
+		}
+	})
+}
+
 // A client that goes while recorders are asked says nothing about them.
 func TestConnectCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -105,10 +175,10 @@ func TestConnectCancelled(t *testing.T) {
 		cancel()
 		return hang(ctx, network, address)
 	})
-	if _, err := r.Connect(ctx, []netip.AddrPort{first}, true); !errors.Is(err, context.Canceled) {
+	if _, err := r.Connect(ctx, []netip.AddrPort{first}, testSession, true); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
-	if got := r.order([]netip.AddrPort{first}, false); len(got) != 1 {
+	if got := r.silent.order([]netip.AddrPort{first}, false); len(got) != 1 {
 		t.Error("the recorder is avoided")
 	}
 }
@@ -116,7 +186,7 @@ func TestConnectCancelled(t *testing.T) {
 // What listens but is no recorder is not waited for.
 func TestConnectToSomethingElse(t *testing.T) {
 	s := newServer(t, func(s *server) { s.versions = nil })
-	if _, err := NewRecorders(dialer).Connect(t.Context(), []netip.AddrPort{s.addr}, true); err == nil || !strings.Contains(err.Error(), "404") {
+	if _, err := NewRecorders(dialer).Connect(t.Context(), []netip.AddrPort{s.addr}, testSession, true); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("error %v", err)
 	}
 }

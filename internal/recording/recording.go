@@ -5,13 +5,10 @@ package recording
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
-
-	"tailscale.com/sessionrecording"
 )
 
 const (
@@ -26,8 +23,8 @@ const (
 	lenientStall = 5 * time.Second
 	// sizeWait is how long the size of a terminal is waited for. Clients tell it first.
 	sizeWait = time.Second
-	// finishLimit is how long a recorder may take to confirm the end.
-	finishLimit = 10 * time.Second
+	// FinishLimit is how long a recorder may take to confirm the end.
+	FinishLimit = 10 * time.Second
 )
 
 // Errors that end a recording.
@@ -36,23 +33,14 @@ var (
 	errEnded       = errors.New("the recorder has ended the recording")
 	errUnconfirmed = errors.New("the recorder does not confirm the end of the recording")
 	errFinished    = errors.New("the recording is finished")
-	// ErrUnused is what Finish returns for a recording of which there was nothing.
-	ErrUnused = errors.New("nothing was recorded")
 )
 
-// Session is what a recording says about itself.
-type Session struct {
-	// Header is the first line of the asciicast; its version, size and time are filled in.
-	Header sessionrecording.CastHeader
-	// TTY means that the session has a terminal, whose size the client will tell.
-	TTY bool
-}
-
-// Recording is the recording of one session, connected to a recorder. Its methods may
-// be called by several goroutines.
+// Recording is the recording of one session, at a recorder that has its first line. Its
+// methods may be called by several goroutines.
 type Recording struct {
 	recorder netip.AddrPort
 	enforced bool
+	tty      bool
 	upload   upload
 	ended    chan struct{} // closed when the recorder has nothing more to say
 	uploaded chan struct{} // closed when everything was sent, or nothing more will be
@@ -60,20 +48,22 @@ type Recording struct {
 	mu      sync.Mutex
 	changed sync.Cond // of what follows
 	cast    cast
-	session Session
-	head    []byte // the header, until it is sent
-	begun   bool
-	headed  bool   // the header is made
+	sized   bool   // the terminal's size is recorded, or not waited for any more
 	queue   []byte // events that were not sent
 	closing bool   // there will be no more events
 	err     error  // why the recording is not whole
 	onLoss  func(error)
 }
 
-func newRecording(recorder netip.AddrPort, u upload, enforced bool) *Recording {
-	r := &Recording{recorder: recorder, enforced: enforced, upload: u, ended: make(chan struct{}), uploaded: make(chan struct{})}
+// newRecording returns a recording that goes on in u, which has the first line of s.
+func newRecording(recorder netip.AddrPort, u upload, s Session, start time.Time, enforced bool) *Recording {
+	r := &Recording{
+		recorder: recorder, enforced: enforced, tty: s.TTY, upload: u, cast: cast{start: start}, sized: !s.TTY,
+		ended: make(chan struct{}), uploaded: make(chan struct{}),
+	}
 	r.changed.L = &r.mu
 	go r.watch()
+	go r.send()
 	return r
 }
 
@@ -95,52 +85,18 @@ func (r *Recording) watch() {
 	close(r.ended)
 }
 
-// begin starts the asciicast. onLoss is called once if the recording ends before the
+// begin begins the session. onLoss is called once if the recording ends before the
 // session, possibly before begin returns.
-func (r *Recording) begin(s Session, onLoss func(error)) error {
+func (r *Recording) begin(onLoss func(error)) error {
 	r.mu.Lock()
-	r.begun, r.session, r.onLoss = true, s, onLoss
-	r.cast.start = time.Now()
-	r.session.Header.Version = 2
-	r.session.Header.Timestamp = r.cast.start.Unix()
-	err := r.err
-	if err == nil && !s.TTY {
-		err = r.makeHeadLocked(size{})
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return r.err
 	}
-	r.mu.Unlock()
-	if err != nil {
-		close(r.uploaded)
-		r.fail(err)
-		return err
+	r.onLoss = onLoss
+	if r.tty {
+		time.AfterFunc(sizeWait, func() { r.resize(size{}) })
 	}
-	if s.TTY {
-		time.AfterFunc(sizeWait, func() { r.makeHead(defaultSize) })
-	}
-	go r.send()
-	return nil
-}
-
-// makeHead makes the header unless it is made.
-func (r *Recording) makeHead(s size) {
-	r.mu.Lock()
-	err := r.makeHeadLocked(s)
-	r.mu.Unlock()
-	if err != nil {
-		r.fail(err)
-	}
-}
-
-func (r *Recording) makeHeadLocked(s size) (err error) {
-	if r.headed {
-		return nil
-	}
-	r.session.Header.Width, r.session.Header.Height = int(s.Width), int(s.Height)
-	r.head, err = appendHeader(nil, r.session.Header)
-	if err != nil {
-		return fmt.Errorf("encoding the header of a recording: %w", err)
-	}
-	r.headed = true
-	r.changed.Broadcast()
 	return nil
 }
 
@@ -150,9 +106,8 @@ func (r *Recording) output(from stream, text []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for len(r.queue) >= queueLimit && r.err == nil && !r.closing {
-		if err := r.makeHeadLocked(defaultSize); err != nil { // no size came with all that
-			return err
-		}
+		r.sized = true // no size came with all that
+		r.changed.Broadcast()
 		r.changed.Wait()
 	}
 	if err := r.overLocked(); err != nil {
@@ -163,20 +118,34 @@ func (r *Recording) output(from stream, text []byte) error {
 	return nil
 }
 
-// resize records a size of the terminal. The first one is in the header.
+// resize records a size of the terminal, or that none is waited for any more. The first
+// line had to be at the recorder before there was a size, and says defaultSize. So output
+// is held until the terminal has told its own: that is the first event then, at the
+// beginning of the recording, and a player shows nothing in another size.
 func (r *Recording) resize(s size) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.overLocked() != nil || !r.session.TTY {
+	if r.overLocked() != nil || !r.tty || s == (size{}) && r.sized {
 		return
 	}
-	if !r.headed {
-		_ = r.makeHeadLocked(s) // a size does not change whether it can be encoded
-		return
-	}
-	// A client that only tells sizes is not waited for.
-	if len(r.queue) < queueLimit {
+	switch {
+	case s == (size{}):
+	case !r.sized:
+		r.queue = append(r.cast.appendSize(nil, s, r.cast.start), r.queue...)
+	case len(r.queue) < queueLimit: // a client that only tells sizes is not waited for
 		r.queue = r.cast.appendSize(r.queue, s, time.Now())
+	}
+	r.sized = true
+	r.changed.Broadcast()
+}
+
+// Note records a remark of the proxy, as a marker: no output, and no player shows it as
+// such.
+func (r *Recording) Note(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.overLocked() == nil {
+		r.queue = r.cast.appendEvent(r.queue, 'm', []byte(text), time.Now())
 		r.changed.Broadcast()
 	}
 }
@@ -214,7 +183,7 @@ func (r *Recording) fail(err error) {
 	}
 }
 
-// send sends header and events until the recording ends.
+// send sends events until the recording ends.
 func (r *Recording) send() {
 	defer close(r.uploaded)
 	limit := stallLimit
@@ -250,10 +219,7 @@ func (r *Recording) next(empty []byte) (sending []byte, ok bool) {
 	defer r.mu.Unlock()
 	for r.err == nil {
 		switch {
-		case len(r.head) > 0:
-			sending, r.head = append(empty, r.head...), nil
-			return sending, true
-		case r.headed && len(r.queue) > 0:
+		case r.sized && len(r.queue) > 0:
 			sending, r.queue = r.queue, empty
 			r.changed.Broadcast()
 			return sending, true
@@ -266,27 +232,36 @@ func (r *Recording) next(empty []byte) (sending []byte, ok bool) {
 }
 
 // Finish ends the recording. It waits until the recorder has confirmed everything, for
-// finishLimit at most, and returns nil then; ErrUnused if the session never began; or
-// why the recording is not whole.
+// [FinishLimit] at most, and returns nil then, or why the recording is not whole.
 func (r *Recording) Finish() error {
 	defer r.upload.cancel()
 	r.mu.Lock()
-	begun := r.begun
-	if begun && r.err == nil {
-		_ = r.makeHeadLocked(defaultSize) // see resize
+	if r.err == nil {
 		r.queue = r.cast.appendRest(r.queue, time.Now())
 	}
-	r.closing = true
+	r.sized, r.closing = true, true
 	r.changed.Broadcast()
 	r.mu.Unlock()
-	if !begun {
-		r.upload.abort(ErrUnused)
-		<-r.ended
-		return ErrUnused
-	}
-	limit := time.AfterFunc(finishLimit, func() { r.fail(errUnconfirmed) })
+	limit := time.AfterFunc(FinishLimit, func() { r.fail(errUnconfirmed) })
 	defer limit.Stop()
 	<-r.uploaded
 	<-r.ended
 	return r.failed()
+}
+
+// BreakOff ends the recording so that the recorder does not take it for whole, because
+// of why. The recorder keeps the first line: it is waited, for [FinishLimit] at most,
+// until it has that. BreakOff returns why, or why it was broken off before.
+func (r *Recording) BreakOff(why error) error {
+	limit := time.NewTimer(FinishLimit)
+	defer limit.Stop()
+	if r.upload.introduced != nil {
+		select {
+		case <-r.upload.introduced:
+		case <-r.ended:
+		case <-limit.C:
+		}
+	}
+	r.fail(why)
+	return r.Finish()
 }

@@ -36,20 +36,19 @@ var subprotocols = []string{
 	remotecommand.StreamProtocolV4Name, remotecommand.StreamProtocolV5Name,
 }
 
-// Check returns what keeps a session from being recorded that a client asks for with
-// the header h, or nil.
-func Check(h http.Header) error {
-	switch upgrade := h.Get(headerUpgrade); {
+// Check returns what keeps a session from being recorded that a client asks for by an
+// upgrade to a protocol, with WebSocket subprotocols; or nil. The error repeats nothing
+// that the client said, which may be a token.
+func Check(upgrade string, offered []string) error {
+	switch {
 	case strings.EqualFold(upgrade, protocolSPDY):
 		return nil
 	case !strings.EqualFold(upgrade, protocolWebSocket):
-		return fmt.Errorf("it asks for the protocol %q, which is none of %q and %q", upgrade, protocolSPDY, protocolWebSocket)
+		return fmt.Errorf("it asks for a protocol that is none of %q and %q", protocolSPDY, protocolWebSocket)
 	}
-	for _, list := range h.Values(headerSubprotocol) {
-		for name := range strings.SplitSeq(list, ",") {
-			if name = strings.TrimSpace(name); !slices.Contains(subprotocols, name) {
-				return fmt.Errorf("it asks for the WebSocket subprotocol %q, which is none of %q", name, subprotocols[1:])
-			}
+	for _, name := range offered {
+		if !slices.Contains(subprotocols, name) {
+			return fmt.Errorf("it asks for a WebSocket subprotocol that is none of %q", subprotocols[1:])
 		}
 	}
 	return nil
@@ -85,13 +84,16 @@ type place struct {
 // Tap returns conn, the API server's end of a session, with everything that passes it
 // recorded. answer is the header of the API server's answer, which began the session.
 // onLoss is called if the recording ends before the session; then an enforced one ends
-// the session. Its error says why there can be no recording of this session.
-func (r *Recording) Tap(conn io.ReadWriteCloser, answer http.Header, s Session, onLoss func(error)) (io.ReadWriteCloser, error) {
+// the session. Its error says why the recording cannot go on: the recorder was lost before,
+// or the API server has chosen what cannot be read.
+func (r *Recording) Tap(conn io.ReadWriteCloser, answer http.Header, onLoss func(error)) (io.ReadWriteCloser, error) {
 	t := &tap{conn: conn, recording: r}
 	version := answer.Get(headerSubprotocol)
 	if strings.EqualFold(answer.Get(headerUpgrade), protocolWebSocket) {
 		if !slices.Contains(subprotocols, version) {
-			return nil, fmt.Errorf("the API server chose the WebSocket subprotocol %q, which is none of %q", version, subprotocols[1:])
+			err := fmt.Errorf("the API server chose a WebSocket subprotocol that is none of %q", subprotocols[1:])
+			r.fail(err)
+			return nil, err
 		}
 		t.down, t.up = &webSocket{take: t.said}, &webSocket{take: t.told(r)}
 	} else {
@@ -101,7 +103,7 @@ func (r *Recording) Tap(conn io.ReadWriteCloser, answer http.Header, s Session, 
 		t.up = &spdySession{streams: streams, fromClient: true, take: t.told(r)}
 	}
 	t.statuses = version == remotecommand.StreamProtocolV4Name || version == remotecommand.StreamProtocolV5Name
-	err := r.begin(s, func(err error) {
+	err := r.begin(func(err error) {
 		onLoss(err)
 		if r.enforced {
 			_ = conn.Close() // ends a Read that waits

@@ -17,8 +17,8 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/moby/spdystream/spdy"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"tailscale.com/sessionrecording"
@@ -35,7 +35,12 @@ var testSession = Session{Header: sessionrecording.CastHeader{SrcNode: "laptop.e
 // connect connects to a recorder.
 func connect(t *testing.T, s *server, enforced bool) *Recording {
 	t.Helper()
-	r, err := NewRecorders(dialer).Connect(t.Context(), []netip.AddrPort{s.addr}, enforced)
+	return connectFor(t, s, testSession, enforced)
+}
+
+func connectFor(t *testing.T, s *server, session Session, enforced bool) *Recording {
+	t.Helper()
+	r, err := NewRecorders(dialer).Connect(t.Context(), []netip.AddrPort{s.addr}, session, enforced)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +61,7 @@ func TestRecording(t *testing.T) {
 				s := newServer(t, func(s *server) { s.versions = []int{version} })
 				r := connect(t, s, true)
 				conn := newEnd(pieces(pod, n))
-				session, err := r.Tap(conn, webSocketAnswer, testSession, func(err error) { t.Errorf("lost: %v", err) })
+				session, err := r.Tap(conn, webSocketAnswer, func(err error) { t.Errorf("lost: %v", err) })
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -89,8 +94,8 @@ func TestRecording(t *testing.T) {
 	}
 }
 
-// The size of a terminal is in the header though output comes first, and later sizes
-// are events.
+// The size of a terminal comes before all output though it was told later, and later
+// sizes are events, too.
 func TestTerminal(t *testing.T) {
 	sizeFrame := func(text string) []byte { return frames(ws{first: 0x82, payload: "\x04" + text, mask: "abcd"}) }
 	spdyClient := newClient(t).send(open(1, "error"), open(3, "stdout"), open(257, "resize"))
@@ -110,8 +115,8 @@ func TestTerminal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, nil)
-			r := connect(t, s, true)
-			session, err := r.Tap(newEnd(bytes.NewReader(tc.pod)), tc.answer, Session{TTY: true}, func(err error) { t.Errorf("lost: %v", err) })
+			r := connectFor(t, s, Session{TTY: true}, true)
+			session, err := r.Tap(newEnd(bytes.NewReader(tc.pod)), tc.answer, func(err error) { t.Errorf("lost: %v", err) })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,10 +136,10 @@ func TestTerminal(t *testing.T) {
 			}
 			receive(t, s.done, "the end of the recording")
 			h, events := parseCast(t, s.text())
-			if h.Width != 99 || h.Height != 44 {
+			if h.Width != 80 || h.Height != 24 {
 				t.Errorf("header %+v", h)
 			}
-			if want := []event{{"o", "$ "}, {"r", "120x50"}}; !slices.Equal(events, want) {
+			if want := []event{{"r", "99x44"}, {"o", "$ "}, {"r", "120x50"}}; !slices.Equal(events, want) {
 				t.Errorf("events %v, want %v", events, want)
 			}
 		})
@@ -148,7 +153,9 @@ type fakeUpload struct {
 	cancel context.CancelFunc
 }
 
-func newFake(enforced bool) (*Recording, *fakeUpload) {
+func newFake(enforced bool) (*Recording, *fakeUpload) { return newFakeFor(testSession, enforced) }
+
+func newFakeFor(s Session, enforced bool) (*Recording, *fakeUpload) {
 	pr, pw := io.Pipe()
 	f := &fakeUpload{PipeReader: pr, ended: make(chan error, 1)}
 	done := false
@@ -159,14 +166,15 @@ func newFake(enforced bool) (*Recording, *fakeUpload) {
 			close(f.ended)
 		}
 	}
-	return newRecording(netip.MustParseAddrPort("100.64.0.9:80"), upload{PipeWriter: pw, ended: f.ended, cancel: f.cancel}, enforced), f
+	return newRecording(netip.MustParseAddrPort("100.64.0.9:80"), upload{PipeWriter: pw, ended: f.ended, cancel: f.cancel}, s, time.Now(), enforced), f
 }
 
 // A terminal that never tells its size is recorded all the same.
 func TestTerminalWithoutSize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, up := newFake(true)
-		session, err := r.Tap(newEnd(bytes.NewReader(frames(ws{first: 0x82, payload: "\x01$ "}))), webSocketAnswer, Session{TTY: true}, func(error) {})
+		r, up := newFakeFor(Session{TTY: true}, true)
+		start := time.Now()
+		session, err := r.Tap(newEnd(bytes.NewReader(frames(ws{first: 0x82, payload: "\x01$ "}))), webSocketAnswer, func(error) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,9 +182,9 @@ func TestTerminalWithoutSize(t *testing.T) {
 			t.Fatal(err)
 		}
 		line := make([]byte, 1<<10)
-		n, err := up.Read(line) // comes after sizeWait
-		if h, _ := parseCast(t, string(line[:n])); err != nil || h.Width != 80 || h.Height != 24 {
-			t.Errorf("header %+v, %v", h, err)
+		n, err := up.Read(line)
+		if want := `[0.000000,"o","$ "]` + "\n"; err != nil || string(line[:n]) != want || time.Since(start) != sizeWait {
+			t.Errorf("after %s: %q, %v", time.Since(start), line[:n], err)
 		}
 		up.cancel()
 		_ = r.Finish()
@@ -247,7 +255,7 @@ func TestEnforcedLoss(t *testing.T) {
 			pr, pw := io.Pipe()
 			conn := newEnd(pr)
 			lost := make(chan error, 1)
-			session, err := r.Tap(conn, tc.answer, testSession, func(err error) { lost <- err })
+			session, err := r.Tap(conn, tc.answer, func(err error) { lost <- err })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -294,7 +302,7 @@ func TestEnforcedLoss(t *testing.T) {
 // Clients of older protocols are told in words.
 func TestFarewellInWords(t *testing.T) {
 	r, up := newFake(true)
-	session, err := r.Tap(newEnd(bytes.NewReader([]byte{0xf0, 0})), http.Header{"Upgrade": {"websocket"}}, testSession, func(error) {})
+	session, err := r.Tap(newEnd(bytes.NewReader([]byte{0xf0, 0})), http.Header{"Upgrade": {"websocket"}}, func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +330,7 @@ func TestUnreadable(t *testing.T) {
 					r, up := newFake(enforced)
 					go func() { _, _ = io.Copy(io.Discard, up) }()
 					conn := newEnd(bytes.NewReader(bad))
-					session, err := r.Tap(conn, answer, testSession, func(error) {})
+					session, err := r.Tap(conn, answer, func(error) {})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -356,7 +364,7 @@ func TestStalledRecorder(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, _ := newFake(enforced)
 				frame := frames(ws{first: 0x82, payload: "\x01" + strings.Repeat("\x1b", 1<<20), long: true})
-				session, err := r.Tap(newEnd(bytes.NewReader(frame)), webSocketAnswer, testSession, func(error) {})
+				session, err := r.Tap(newEnd(bytes.NewReader(frame)), webSocketAnswer, func(error) {})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -388,7 +396,7 @@ func TestUnconfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, up := newFake(true)
 		go func() { _, _ = io.Copy(io.Discard, up) }()
-		if _, err := r.Tap(newEnd(bytes.NewReader(nil)), webSocketAnswer, testSession, func(error) {}); err != nil {
+		if _, err := r.Tap(newEnd(bytes.NewReader(nil)), webSocketAnswer, func(error) {}); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.Finish(); !errors.Is(err, errUnconfirmed) {
@@ -397,16 +405,43 @@ func TestUnconfirmed(t *testing.T) {
 	})
 }
 
-// A recording of nothing leaves nothing, not even a header.
-func TestUnused(t *testing.T) {
+// A session that never begins leaves its first line, and a remark.
+func TestNote(t *testing.T) {
 	s := newServer(t, nil)
-	r := connect(t, s, true)
-	if err := r.Finish(); !errors.Is(err, ErrUnused) {
-		t.Errorf("it ends with %v", err)
+	r := connectFor(t, s, Session{Header: testSession.Header, TTY: true}, true)
+	if h, events := parseCast(t, s.text()); h.Command != "sh -c ls" || h.Width != 80 || len(events) > 0 {
+		t.Errorf("before the session: %+v, %v", h, events)
 	}
-	receive(t, s.done, "the end of the request")
-	if text := s.text(); text != "" {
-		t.Errorf("recorded %q", text)
+	r.Note("It was refused.")
+	if err := r.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, s.done, "the end of the recording")
+	if _, events := parseCast(t, s.text()); !slices.Equal(events, []event{{"m", "It was refused."}}) {
+		t.Errorf("events %v", events)
+	}
+}
+
+// A recording that is broken off is no whole one, and has its first line all the same.
+func TestBreakOff(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		for _, enforced := range []bool{true, false} {
+			t.Run(fmt.Sprintf("version %d, enforced: %v", version, enforced), func(t *testing.T) {
+				s := newServer(t, func(s *server) { s.versions = []int{version} })
+				r := connect(t, s, enforced)
+				why := errors.New("no answer")
+				if err := r.BreakOff(why); !errors.Is(err, why) {
+					t.Errorf("it ends with %v", err)
+				}
+				receive(t, s.done, "the end of the recording")
+				if s.whole {
+					t.Error("the recorder takes it for whole")
+				}
+				if h, events := parseCast(t, s.text()); h.Command != "sh -c ls" || len(events) > 0 {
+					t.Errorf("left: %+v, %v", h, events)
+				}
+			})
+		}
 	}
 }
 
@@ -425,7 +460,7 @@ func TestLenientPassesUntouched(t *testing.T) {
 			r := connect(t, s, false)
 			lost := make(chan error, 1)
 			conn := newEnd(pieces(tc.pod, 1000))
-			session, err := r.Tap(conn, webSocketAnswer, testSession, func(err error) { lost <- err })
+			session, err := r.Tap(conn, webSocketAnswer, func(err error) { lost <- err })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -443,28 +478,29 @@ func TestLenientPassesUntouched(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	upgrade := func(values ...string) http.Header {
-		return http.Header{"Upgrade": values[:1], "Sec-Websocket-Protocol": values[1:]}
-	}
 	for name, tc := range map[string]struct {
-		h    http.Header
-		want string // "" if it can be recorded
+		upgrade string
+		offered []string
+		want    string // "" if it can be recorded
 	}{
-		"kubectl, WebSocket":   {upgrade("websocket", "v5.channel.k8s.io"), ""},
-		"kubectl, SPDY":        {upgrade("SPDY/3.1"), ""},
-		"capitals":             {upgrade("WebSocket"), ""},
-		"small letters":        {upgrade("spdy/3.1"), ""},
-		"no subprotocol":       {upgrade("websocket"), ""},
-		"several":              {upgrade("websocket", "v4.channel.k8s.io, v3.channel.k8s.io", "channel.k8s.io"), ""},
-		"base64":               {upgrade("websocket", "base64.channel.k8s.io"), `"base64.channel.k8s.io"`},
-		"base64 among others":  {upgrade("websocket", "v5.channel.k8s.io,v4.base64.channel.k8s.io"), `"v4.base64.channel.k8s.io"`},
-		"SPDY of another kind": {upgrade("SPDY/3.1, websocket"), `"SPDY/3.1, websocket"`},
-		"HTTP/2":               {upgrade("h2c"), `"h2c"`},
-		"nothing":              {http.Header{}, `""`},
+		"kubectl, WebSocket":   {"websocket", []string{"v5.channel.k8s.io"}, ""},
+		"kubectl, SPDY":        {"SPDY/3.1", nil, ""},
+		"capitals":             {"WebSocket", nil, ""},
+		"small letters":        {"spdy/3.1", nil, ""},
+		"several":              {"websocket", []string{"v4.channel.k8s.io", "v3.channel.k8s.io", "channel.k8s.io"}, ""},
+		"base64":               {"websocket", []string{"base64.channel.k8s.io"}, "WebSocket subprotocol"},
+		"base64 among others":  {"websocket", []string{"v5.channel.k8s.io", "v4.base64.channel.k8s.io"}, "WebSocket subprotocol"},
+		"SPDY of another kind": {"SPDY/3.1, websocket", nil, "protocol that is none"},
+		"HTTP/2":               {"h2c", nil, "protocol that is none"},
+		"nothing":              {"", nil, "protocol that is none"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := Check(tc.h); (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+			err := Check(tc.upgrade, tc.offered)
+			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want %q", err, tc.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "base64") {
+				t.Errorf("the error %v repeats what the client said", err)
 			}
 		})
 	}
@@ -473,11 +509,11 @@ func TestCheck(t *testing.T) {
 // An API server that chooses what cannot be read gets no recording.
 func TestTapRefusesSubprotocols(t *testing.T) {
 	r, _ := newFake(true)
-	_, err := r.Tap(newEnd(bytes.NewReader(nil)), http.Header{"Upgrade": {"websocket"}, "Sec-Websocket-Protocol": {"base64.channel.k8s.io"}}, testSession, func(error) {})
+	_, err := r.Tap(newEnd(bytes.NewReader(nil)), http.Header{"Upgrade": {"websocket"}, "Sec-Websocket-Protocol": {"base64.channel.k8s.io"}}, func(error) {})
 	if err == nil {
 		t.Error("it is recorded")
 	}
-	if diff := cmp.Diff(ErrUnused.Error(), r.Finish().Error()); diff != "" {
-		t.Error(diff)
+	if r.Finish() == nil {
+		t.Error("the recording is whole")
 	}
 }

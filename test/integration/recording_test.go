@@ -193,11 +193,11 @@ func TestRecording(t *testing.T) {
 			command     string
 			says        string
 			cols, lines int
-			resize      string
+			resizes     []string
 		}{
 			"exec":     {test: testExec, session: "exec", command: "sh -c cat; echo to stderr >&2; exit 42", says: "to stdout\n"},
 			"old":      {test: testExec, old: true, session: "exec", command: "sh -c cat; echo to stderr >&2; exit 42", says: "to stderr\n"},
-			"terminal": {test: testTerminal, session: "exec", command: "sh", says: "33 77\r\n", cols: 77, lines: 33, resize: "99x44"},
+			"terminal": {test: testTerminal, session: "exec", command: "sh", says: "33 77\r\n", cols: 80, lines: 24, resizes: []string{"77x33", "99x44"}},
 			"attach":   {test: testAttach, session: "attach", says: "you said hello\n"},
 			"debug":    {test: testDebug, session: "attach", says: "a question\n"},
 			"bulk":     {test: testRecordedBulk, session: "exec", command: "cat"},
@@ -212,7 +212,7 @@ func TestRecording(t *testing.T) {
 				if !strings.Contains(got.output, tc.says) || name == "bulk" && len(got.output) < recordedBulk {
 					t.Errorf("recorded %d bytes: %.500q", len(got.output), got.output)
 				}
-				if got.Width != tc.cols || got.Height != tc.lines || tc.resize != "" && !slices.Contains(got.resizes, tc.resize) {
+				if got.Width != tc.cols || got.Height != tc.lines || !slices.Equal(got.resizes, tc.resizes) {
 					t.Errorf("a terminal of %dx%d, and then %q", got.Width, got.Height, got.resizes)
 				}
 				k := sessionrecording.Kubernetes{PodName: pod, Namespace: ns, Container: got.Kubernetes.Container, SessionType: tc.session}
