@@ -61,7 +61,7 @@ func TestNoticeInvalidates(t *testing.T) {
 		"a message":       {ipn.Notify{ErrMessage: &message}, false},
 		"peers changed":   {ipn.Notify{PeersChanged: []*tailcfg.Node{{}}}, true},
 		"peers removed":   {ipn.Notify{PeersRemoved: []tailcfg.NodeID{1}}, true},
-		"a peer's patch":  {ipn.Notify{PeerChangedPatch: []*tailcfg.PeerChange{{}}}, true},
+		"where peers are": {ipn.Notify{PeerChangedPatch: []*tailcfg.PeerChange{{}}}, false},
 		"another profile": {ipn.Notify{UserProfiles: map[tailcfg.UserID]tailcfg.UserProfileView{1: {}}}, true},
 		"another state":   {ipn.Notify{State: &starting}, true},
 	} {
