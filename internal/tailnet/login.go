@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"tailscale.com/ipn"
 	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
 )
 
 const (
@@ -33,6 +34,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.watch(ctx) })
 	group.Go(func() error { return n.stayLoggedIn(ctx) })
+	group.Go(func() error { return n.watchRemoval(ctx) })
 	if err := group.Wait(); ctx.Err() == nil {
 		return err
 	}
@@ -86,21 +88,21 @@ func (n *Node) notice(ctx context.Context, note *ipn.Notify) {
 	if note.State != nil {
 		n.enter(ctx, *note.State)
 	} else if self := note.SelfChange; self != nil {
-		n.noticeSelf(ctx, self.StableID, self.Name, self.Addresses, self.CapMap)
+		n.noticeSelf(ctx, self.Key, self.StableID, self.Name, self.Addresses, self.CapMap)
 	}
 }
 
 // enter notes a new state.
 func (n *Node) enter(ctx context.Context, state ipn.State) {
-	if state == ipn.Running {
+	if state == ipn.Running || state == ipn.NeedsMachineAuth {
 		if st, err := n.client.StatusWithoutPeers(ctx); err == nil && st.Self != nil {
 			self := st.Self
-			n.noticeSelf(ctx, self.ID, self.DNSName, prefixes(self.TailscaleIPs), self.CapMap)
+			n.noticeSelf(ctx, self.PublicKey, self.ID, self.DNSName, prefixes(self.TailscaleIPs), self.CapMap)
 		}
 	}
 	n.update(func(s *status) {
 		s.state = state
-		if state == ipn.Running {
+		if state == ipn.Running && !s.isRemoved() {
 			s.err, s.loginURL = nil, ""
 		}
 	})
@@ -117,7 +119,7 @@ func prefixes(addrs []netip.Addr) []netip.Prefix {
 }
 
 // noticeSelf notes what the tailnet says of the node itself.
-func (n *Node) noticeSelf(ctx context.Context, id tailcfg.StableNodeID, fqdn string, addrs []netip.Prefix, caps tailcfg.NodeCapMap) {
+func (n *Node) noticeSelf(ctx context.Context, nodeKey key.NodePublic, id tailcfg.StableNodeID, fqdn string, addrs []netip.Prefix, caps tailcfg.NodeCapMap) {
 	hosted, err := hostedServices(caps)
 	if err != nil {
 		n.config.Log.WarnContext(ctx, "the control server's list of Services", "error", err)
@@ -128,6 +130,9 @@ func (n *Node) noticeSelf(ctx context.Context, id tailcfg.StableNodeID, fqdn str
 	}
 	n.update(func(s *status) {
 		s.id, s.name, s.hosted = id, name, hosted
+		if s.isRemoved() && s.removedKey != nodeKey {
+			s.removedKey, s.err, s.loginURL = key.NodePublic{}, nil, ""
+		}
 		s.addrs = nil
 		for _, prefix := range addrs {
 			s.addrs = append(s.addrs, prefix.Addr())
@@ -151,11 +156,11 @@ func (n *Node) stayLoggedIn(ctx context.Context) error {
 		if err := n.await(ctx, needsLogin); err != nil {
 			return err
 		}
-		for backoff := loginBackoff; ; {
-			// A login is under way: the one that Start began, or the last of this loop.
-			if n.loggedInWithin(ctx, loginGrace) {
-				break
-			}
+		s := n.currentStatus()
+		backoff := loginBackoff
+		// A login is under way: the one that Start began, or the last of this loop. Nobody
+		// began one for a device that was removed.
+		for begun := !s.isRemoved(); !begun || !n.loggedInWithin(ctx, loginGrace); begun = true {
 			if err := pause(ctx, backoff.Step()); err != nil {
 				return err
 			}
@@ -167,7 +172,7 @@ func (n *Node) stayLoggedIn(ctx context.Context) error {
 	}
 }
 
-func needsLogin(s status) bool { return s.state == ipn.NeedsLogin }
+func needsLogin(s status) bool { return s.state == ipn.NeedsLogin || s.isRemoved() }
 
 // loggedInWithin waits until the node needs no login any more, gives up early when
 // the attempt fails, and reports whether it is logged in. A node that a person

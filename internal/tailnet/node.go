@@ -21,6 +21,7 @@ import (
 	"tailscale.com/ipn/store"
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
+	"tailscale.com/types/key"
 	"tailscale.com/types/views"
 	"tailscale.com/wgengine/filter"
 
@@ -61,6 +62,7 @@ type Node struct {
 	peers  *peers
 	// service is the Tailscale Service that the node hosts, or nil.
 	service *Service
+	removal removalTiming
 
 	mu      sync.Mutex
 	status  status
@@ -75,6 +77,9 @@ type status struct {
 	name     string // FQDN without the trailing dot
 	addrs    []netip.Addr
 	id       tailcfg.StableNodeID
+	// removedKey is the node key that the control server does not know any more, until the
+	// node has another one; zero otherwise.
+	removedKey key.NodePublic
 
 	hosted     tailcfg.ServiceIPMappings // Services that the tailnet lets the node host
 	advertised bool                      // whether the node has said that it hosts its Service
@@ -105,6 +110,7 @@ func NewNode(config Config) (*Node, error) {
 			AdvertiseTags: config.Tags, Port: config.Port,
 			Logf: debugf(config.Log), UserLogf: debugf(config.Log),
 		},
+		removal: defaultRemovalTiming,
 		changed: make(chan struct{}),
 	}, nil
 }
@@ -205,10 +211,10 @@ func (n *Node) Name() string {
 // Ready returns nil when the node is on the tailnet, and otherwise what keeps it
 // off and what to do about that.
 func (n *Node) Ready(context.Context) error {
-	n.mu.Lock()
-	s := n.status
-	n.mu.Unlock()
+	s := n.currentStatus()
 	switch {
+	case s.isRemoved():
+		return n.removalError(&s)
 	case s.state == ipn.Running:
 		return nil
 	case s.err != nil:
@@ -219,6 +225,13 @@ func (n *Node) Ready(context.Context) error {
 		return errors.New("the device is not logged in: the log has the address to open")
 	}
 	return fmt.Errorf("not on the tailnet yet (state %s)", s.state)
+}
+
+// currentStatus returns the status as it is now.
+func (n *Node) currentStatus() status {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.status
 }
 
 // update changes the status and tells those who wait.

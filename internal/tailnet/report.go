@@ -94,9 +94,7 @@ func (n *Node) report(podUID string, failing map[string]string) (map[string][]by
 		return nil, fmt.Errorf("encoding the checks: %w", err)
 	}
 	report := map[string][]byte{KeyPodUID: []byte(podUID), KeyChecks: checks}
-	n.mu.Lock()
-	st := n.status
-	n.mu.Unlock()
+	st := n.currentStatus()
 	if st.id == "" {
 		return report, nil
 	}

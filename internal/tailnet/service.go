@@ -90,9 +90,7 @@ func (s *Service) Listen(port uint16) (net.Listener, error) {
 // Ready returns nil when the tailnet has made the node a host of the Service, and
 // otherwise what keeps it from that.
 func (s *Service) Ready(context.Context) error {
-	s.node.mu.Lock()
-	st := s.node.status
-	s.node.mu.Unlock()
+	st := s.node.currentStatus()
 	switch {
 	case st.serviceErr != nil:
 		return fmt.Errorf("%s: %w", s.name, st.serviceErr)

@@ -154,6 +154,29 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// TestRemoved: a device that is removed from the tailnet while its proxy runs says so, and
+// serves the same callers as another device with the same name and certificate.
+func TestRemoved(t *testing.T) {
+	t.Parallel()
+	p := newReadyProxy(t, proxyOptions{})
+	c := newUser(t, p, "removed")
+	c.mustServe()
+	before := deviceOf(t, p)
+	noError(t, p.tailnet.Remove(before.Name))
+	p.readyz(t, "[-]tailnet failed: this device was removed from the tailnet")
+	noError(t, p.WaitReady(within(t, patience)))
+	if now := deviceOf(t, p); now.ID == before.ID || now.FQDN != before.FQDN {
+		t.Errorf("device %+v, was %+v", now, before)
+	}
+	eventually(t, "an answer to the same caller", func() bool {
+		who, err := c.whoami()
+		return err == nil && who.Username == c.user && slices.Contains(who.Groups, "removed")
+	})
+	if n := p.tailnet.CertificateOrders(p.host); n != 1 {
+		t.Errorf("%d certificate orders, want 1", n)
+	}
+}
+
 // TestRestartWithoutControlServer: grants may have been revoked while a proxy was down.
 // Until the control server has spoken it knows nobody, on a tailnet whose devices keep
 // what that said last, too.

@@ -294,6 +294,35 @@ func TestReplicaKeyRefused(t *testing.T) {
 	noError(t, p.WaitReady(within(t, patience)))
 }
 
+// TestReplicaRemoved: a replica whose device is removed from the tailnet while it runs says
+// so, asks for an auth key, and serves again as another device.
+func TestReplicaRemoved(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, shared.tailnet, 1)
+	name := g.replica(0)
+	p := g.startReady(1)[0]
+	login := unique("user") + "@example.com"
+	c := g.caller(tailnet.Identity{Login: login}, p)
+	c.mustKubectl("auth", "whoami")
+	old := g.data(name)
+	g.setKey(name, "") // the operator takes away what was used
+
+	noError(t, g.tailnet.Remove(name))
+	g.waitData(name, "reissue_authkey", func(_ []byte, ok bool) bool { return ok })
+	g.waitData(name, "checks", func(value []byte, _ bool) bool { return strings.Contains(string(value), "removed from the tailnet") })
+	p.readyz(t, "[-]tailnet failed: this device was removed from the tailnet")
+	g.setKey(name, g.tailnet.AuthKey(tailnet.Identity{Tags: []string{proxyTag}}))
+	noError(t, p.WaitReady(within(t, patience)))
+	g.waitData(name, "device_id", func(value []byte, _ bool) bool { return string(value) != string(old["device_id"]) })
+	if now := deviceOf(t, p); now.ID != string(g.data(name)["device_id"]) || string(g.data(name)["device_fqdn"]) != string(old["device_fqdn"]) {
+		t.Errorf("device %+v, the state Secret has %q, and had %q", now, g.data(name), old)
+	}
+	eventually(t, "an answer to the same caller", func() bool {
+		who, err := c.whoami()
+		return err == nil && who.Username == c.user
+	})
+}
+
 // setKey issues an auth key, as the operator does.
 func (g *replicaGroup) setKey(replica, key string) {
 	g.t.Helper()
