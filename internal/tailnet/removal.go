@@ -77,19 +77,28 @@ func (w *removalWatch) look(ctx context.Context) error {
 		if w.current {
 			return nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, w.timing.timeout)
-		defer cancel()
-		server, err := w.node.controlServer(ctx)
-		if err != nil {
+		return w.meet(ctx)
+	case time.Since(w.heard) < w.timing.silence:
+		return nil
+	case w.server == nil: // removed in the first seconds
+		if err := w.meet(ctx); err != nil {
 			return err
 		}
-		w.use(server)
-		w.current = true
-		return nil
-	case w.server == nil || time.Since(w.heard) < w.timing.silence:
-		return nil
 	}
 	return w.ask(ctx)
+}
+
+// meet looks up the control server, so that later nothing else is taken for it.
+func (w *removalWatch) meet(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, w.timing.timeout)
+	defer cancel()
+	server, err := w.node.controlServer(ctx)
+	if err != nil {
+		return err
+	}
+	w.use(server)
+	w.current = true
+	return nil
 }
 
 // ask asks the control server, and has the node log in again when it was removed.

@@ -339,6 +339,7 @@ func TestRemovalIsProven(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.outOfPoll()
+	w.use(nil) // as for a device that is removed in its first seconds
 	look(never.answers-1, never.answers-1, false)
 	look(1, never.answers, true)
 }
