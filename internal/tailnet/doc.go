@@ -10,7 +10,8 @@
 //     told by [Node.Ready] in a sentence that says what to do, and tried again.
 //   - Auth keys come from a [Keys]: a fixed key, or one minted by the Tailscale
 //     API for each login, with an OAuth client or a workload identity. A node that
-//     was logged out or whose key expired logs itself in again.
+//     was logged out, whose key expired or which was removed from the tailnet logs
+//     itself in again.
 //   - State is in a Kubernetes Secret ([SecretStore]) or in a folder, so that a
 //     restart is the same device with the same name and certificate.
 //   - [Node.Identify] asks WhoIs. It is called for each request, so answers are
