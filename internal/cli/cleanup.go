@@ -29,8 +29,8 @@ func newCleanup(env environment, logs io.Writer) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Leave nothing of an operator behind, before it is uninstalled",
-		Long: "Leave nothing of an operator behind, before it is uninstalled: delete its ProxyGroups, stop it, and\n" +
-			"delete its device and the state of it. The environment is that of the operator: CLIENT_ID_FILE,\n" +
+		Long: "Leave nothing of an operator behind, before it is uninstalled: delete its ProxyGroups and Recorders,\n" +
+			"stop it, and delete its device and the state of it. The environment is that of the operator: CLIENT_ID_FILE,\n" +
 			"CLIENT_SECRET_FILE, CLIENT_ID.",
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -45,7 +45,7 @@ func newCleanup(env environment, logs io.Writer) *cobra.Command {
 	flags.StringVar(&o.namespace, "namespace", "", "namespace of the operator (or OPERATOR_NAMESPACE)")
 	flags.StringVar(&o.deployment, "deployment", "operator", "Deployment of the operator")
 	flags.StringVar(&o.stateSecret, "state-secret", "operator", "Secret with the state of the operator's device")
-	flags.StringVar(&o.name, "operator-name", "", "name by which ProxyGroups are the operator's, as in its own flag")
+	flags.StringVar(&o.name, "operator-name", "", "name by which ProxyGroups and Recorders are the operator's, as in its own flag")
 	flags.String("release", "", "name of the Helm release, for people who read the hook's Job")
 	flags.StringVar(&o.loginServer, "login-server", "", "control server; empty means Tailscale's")
 	flags.StringVar(&o.operator.idTokenFile, "id-token-file", defaultIDTokenFile, "with CLIENT_ID: file with the workload identity's token")

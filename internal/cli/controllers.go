@@ -36,11 +36,11 @@ type controllerOptions struct {
 
 // add defines the flags.
 func (o *controllerOptions) add(flags *pflag.FlagSet) {
-	flags.BoolVar(&o.on, "controllers", false, "serve ProxyGroups and ProxyClasses; the following flags go with it")
-	flags.StringVar(&o.workloadsDir, "workloads-dir", "/etc/tailhelm/workloads", "folder with the templates of what ProxyGroups are made of")
+	flags.BoolVar(&o.on, "controllers", false, "serve ProxyGroups, ProxyClasses and Recorders; the following flags go with it")
+	flags.StringVar(&o.workloadsDir, "workloads-dir", "/etc/tailhelm/workloads", "folder with the templates of what ProxyGroups and Recorders are made of")
 	flags.StringVar(&o.leaderElectionID, "leader-election-id", "", "Lease by which one of several operators is chosen to work; empty means there is one")
-	flags.BoolVar(&o.installCRDs, "install-crds", false, "make and upgrade the CustomResourceDefinitions of ProxyGroups and ProxyClasses")
-	flags.StringVar(&o.name, "operator-name", "", "name of this operator, for example namespace/name of its Deployment: ProxyGroups of other operators are left alone")
+	flags.BoolVar(&o.installCRDs, "install-crds", false, "make and upgrade the CustomResourceDefinitions of ProxyGroups, ProxyClasses and Recorders")
+	flags.StringVar(&o.name, "operator-name", "", "name of this operator, for example namespace/name of its Deployment: ProxyGroups and Recorders of other operators are left alone")
 	flags.StringVar(&o.release, "release", "operator", "name of the Helm release, for the templates")
 }
 

@@ -145,7 +145,7 @@ func (c Cleanup) deleteParents(ctx context.Context) error {
 			return err
 		}
 		for _, object := range parents {
-			c.Log.InfoContext(ctx, "deleting a "+kindOf(object), "name", object.GetName(), "note", step.firmness)
+			c.Log.InfoContext(ctx, "deleting what the operator keeps", "kind", kindOf(object), "name", object.GetName(), "note", step.firmness)
 			if err := c.change(ctx, object, step.do); err != nil {
 				return fmt.Errorf("deleting %s %s: %w", kindOf(object), object.GetName(), err)
 			}

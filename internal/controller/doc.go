@@ -1,9 +1,17 @@
 // Copyright The Tailhelm Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package controller keeps ProxyGroups and ProxyClasses true: it makes the objects of a
-// group in the cluster and in the tailnet, repairs them, tells what is missing, and
-// leaves nothing behind.
+// Package controller keeps ProxyGroups, Recorders and ProxyClasses true: it makes the objects
+// of a group or recorder in the cluster and in the tailnet, repairs them, tells what is
+// missing, and leaves nothing behind.
+//
+// # Parents and fleets
+//
+// A ProxyGroup and a Recorder are parents: they have replicas, each a device of the
+// tailnet. What that takes is the same for both and is the fleet's: auth keys, state, notes
+// of devices, objects from templates, deletion. A pass adds what only one kind has: the
+// Tailscale Service of a group, the limits of a recorder. What is said of groups below
+// holds for both.
 //
 // # How a group is kept
 //

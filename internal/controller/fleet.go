@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -164,6 +165,21 @@ func (f *fleet) writeStatus(ctx context.Context) error {
 		return fmt.Errorf("the API server drops fields of the status: its CustomResourceDefinition of %ss is older than this operator, upgrade it", f.kind.name)
 	}
 	return nil
+}
+
+// settle makes a pass, by run, and writes what it found, by setConditions, which gets the
+// error of the API server that ended it, or nil. It says when to look again.
+func (f *fleet) settle(ctx context.Context, run func(context.Context) error, setConditions func(failed error)) (ctrl.Result, error) {
+	err := f.noteAPI(run(ctx))
+	setConditions(err)
+	if e := f.writeStatus(ctx); e != nil {
+		return ctrl.Result{}, errors.Join(err, e)
+	}
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	f.lookAgain(jitter(f.config.timing.resync))
+	return ctrl.Result{RequeueAfter: f.after}, nil
 }
 
 // mayReconcile reports whether a parent is this operator's, or nobody's yet.

@@ -63,8 +63,7 @@ func classProblems(spec *v1alpha1.ProxyClassSpec) []string {
 		errs = append(errs, metadataProblems(set.Labels, set.Annotations, path)...)
 		if pod := set.Pod; pod != nil {
 			path := path.Child("pod")
-			errs = append(errs, metadataProblems(pod.Labels, pod.Annotations, path)...)
-			errs = append(errs, metav1validation.ValidateLabels(pod.NodeSelector, path.Child("nodeSelector"))...)
+			errs = append(errs, podProblems(pod.Labels, pod.Annotations, pod.NodeSelector, path)...)
 			if c := pod.TailscaleContainer; c != nil {
 				errs = append(errs, imageProblems(c.Image, path.Child("tailscaleContainer", "image"))...)
 			}
@@ -94,6 +93,21 @@ func imageProblems(image string, path *field.Path) field.ErrorList {
 		return field.ErrorList{field.Invalid(path, image, "is an image of the official operator, which cannot run these pods: remove it, or name a copy of tailhelm's")}
 	}
 	return nil
+}
+
+// podProblems returns what is wrong with what pods look like and where they may run.
+func podProblems(labels v1alpha1.Labels, annotations, nodeSelector map[string]string, path *field.Path) field.ErrorList {
+	return append(metadataProblems(labels, annotations, path), metav1validation.ValidateLabels(nodeSelector, path.Child("nodeSelector"))...)
+}
+
+// sentences returns errors for people, sorted.
+func sentences(errs field.ErrorList) []string {
+	var problems []string
+	for _, err := range errs {
+		problems = append(problems, err.Error())
+	}
+	slices.Sort(problems)
+	return problems
 }
 
 func metadataProblems(labels v1alpha1.Labels, annotations map[string]string, path *field.Path) field.ErrorList {

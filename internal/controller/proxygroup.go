@@ -64,16 +64,7 @@ func (g *groups) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	p := g.newPass(group)
-	err := p.noteAPI(p.run(ctx))
-	p.setConditions(err)
-	if e := p.writeStatus(ctx); e != nil {
-		return ctrl.Result{}, errors.Join(err, e)
-	}
-	if err != nil {
-		return ctrl.Result{}, err
-	}
-	p.lookAgain(jitter(g.config.timing.resync))
-	return ctrl.Result{RequeueAfter: p.after}, nil
+	return p.settle(ctx, p.run, p.setConditions)
 }
 
 // jitter spreads groups over time.

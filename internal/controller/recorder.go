@@ -7,11 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -54,16 +52,7 @@ func (rs *recorders) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		return ctrl.Result{}, err
 	}
 	p := rs.newPass(recorder)
-	err := p.noteAPI(p.run(ctx))
-	p.setConditions(err)
-	if e := p.writeStatus(ctx); e != nil {
-		return ctrl.Result{}, errors.Join(err, e)
-	}
-	if err != nil {
-		return ctrl.Result{}, err
-	}
-	p.lookAgain(jitter(rs.config.timing.resync))
-	return ctrl.Result{RequeueAfter: p.after}, nil
+	return p.settle(ctx, p.run, p.setConditions)
 }
 
 // recorderPass is one look at one recorder.
@@ -197,31 +186,21 @@ func (p *recorderPass) remarks() string {
 // recorderProblems returns what is wrong with a Recorder that its schema lets pass: the API
 // server would refuse its StatefulSet.
 func recorderProblems(spec *v1alpha1.RecorderSpec) []string {
-	var errs field.ErrorList
-	if set := spec.StatefulSet; set != nil {
-		path := field.NewPath("spec", "statefulSet")
-		errs = append(errs, metadataProblems(set.Labels, set.Annotations, path)...)
-		if pod := set.Pod; pod != nil {
-			path := path.Child("pod")
-			errs = append(errs, metadataProblems(pod.Labels, pod.Annotations, path)...)
-			errs = append(errs, metav1validation.ValidateLabels(pod.NodeSelector, path.Child("nodeSelector"))...)
-			if c := pod.Container; c != nil {
-				errs = append(errs, imageProblems(c.Image, path.Child("container", "image"))...)
-			}
-			if a := pod.ServiceAccount; a != nil {
-				errs = append(errs, metadataProblems(nil, a.Annotations, path.Child("serviceAccount"))...)
-			}
+	set := spec.StatefulSet
+	if set == nil {
+		return nil
+	}
+	path := field.NewPath("spec", "statefulSet")
+	errs := metadataProblems(set.Labels, set.Annotations, path)
+	if pod := set.Pod; pod != nil {
+		path := path.Child("pod")
+		errs = append(errs, podProblems(pod.Labels, pod.Annotations, pod.NodeSelector, path)...)
+		if c := pod.Container; c != nil {
+			errs = append(errs, imageProblems(c.Image, path.Child("container", "image"))...)
+		}
+		if a := pod.ServiceAccount; a != nil {
+			errs = append(errs, metadataProblems(nil, a.Annotations, path.Child("serviceAccount"))...)
 		}
 	}
 	return sentences(errs)
-}
-
-// sentences returns errors for people, sorted.
-func sentences(errs field.ErrorList) []string {
-	var problems []string
-	for _, err := range errs {
-		problems = append(problems, err.Error())
-	}
-	slices.Sort(problems)
-	return problems
 }

@@ -5,7 +5,7 @@
 // templates agree; the files of values-examples render as recorded, and are installed,
 // upgraded and uninstalled with helm on a real API server; RBAC allows what it must, and
 // nothing on a list of what it must not. The operator's ServiceAccount makes the objects of
-// ProxyGroups from the folder workloads, and the Job before uninstalling runs with its own.
+// ProxyGroups and Recorders from the folder workloads, and the Job before uninstalling runs with its own.
 //
 // Templates by themselves are tested in charts/tailscale-operator/tests, with
 // helm-unittest. What the tests compare with is written anew by

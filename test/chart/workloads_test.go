@@ -236,7 +236,8 @@ func TestWorkloads(t *testing.T) {
 		secret("get", "2e4-3"), secret("get", "recorder-0"), secret("get", "operator"), secret("list", ""), secret("watch", ""), secret("create", ""),
 		secret("patch", "2e4-0-config"), secret("delete", "2e4-0"), secret("update", "2e4-0"),
 		token("workloads", "kube-apiserver-auth-proxy"), token("workloads", "keeper"),
-		{Verb: "list", Resource: "pods", Namespace: "workloads"}, {Verb: "create", Resource: "events", Namespace: "workloads"},
+		{Verb: "list", Resource: "pods", Namespace: "workloads"},
+		{Verb: "create", Resource: "events", Namespace: "workloads"},
 		{Verb: "get", Group: "tailscale.com", Resource: "recorders", Name: "2e4"},
 		impersonate("users", "alice@example.com"),
 	}}, false)
