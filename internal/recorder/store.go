@@ -267,10 +267,17 @@ type stored struct {
 // files returns all recordings and events, the oldest first.
 func (s *Store) files() ([]stored, error) { return filesIn(s.dir, whole, part, events) }
 
+// lostAndFound is a folder of the file system's own, at the root of a volume. Only root may
+// look into it; no device's folder has the name, because of safeName.
+const lostAndFound = "lost+found"
+
 // filesIn returns the files below dir whose names have one of the endings.
 func filesIn(dir string, endings ...string) ([]stored, error) {
 	var all []stored
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && path == filepath.Join(dir, lostAndFound) {
+			return fs.SkipDir
+		}
 		if err != nil || entry.IsDir() || !slices.ContainsFunc(endings, func(e string) bool { return strings.HasSuffix(path, e) }) {
 			return err
 		}

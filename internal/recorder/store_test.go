@@ -115,6 +115,24 @@ func TestStoreCounts(t *testing.T) {
 }
 
 // The name of a device never leads out of the folder.
+// What a file system keeps at the root of a volume is not looked into: that is root's alone.
+func TestLostAndFound(t *testing.T) {
+	s := newStore(t, Limits{})
+	kept := s.put(t, "kube", 1000, 0)
+	s.put(t, "lost+found", 1000, 0) // a device of this name has another folder
+	dir := filepath.Join(s.dir, lostAndFound)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "#12"+whole), []byte(header), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := List(s.dir)
+	if err != nil || len(list) != 2 || !slices.ContainsFunc(list, func(i Info) bool { return i.Path == kept }) {
+		t.Errorf("the recordings are %+v, %v", list, err)
+	}
+}
+
 func FuzzSafeName(f *testing.F) {
 	for _, name := range []string{"operator.tail1234.ts.net", "", ".", "..", "../../etc", "/", "a/b", "a\x00b", strings.Repeat("x", 1000), "…", ".cast"} {
 		f.Add(name)

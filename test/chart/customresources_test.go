@@ -33,6 +33,17 @@ func TestCustomResources(t *testing.T) {
 	if got := output(t, r.Kubectl(t.Context(), "get", "proxygroup", "my-cluster", "--output=jsonpath={.metadata.annotations.tailscale\\.com/operator}")); got != "first/operator" {
 		t.Errorf("the ProxyGroup's operator is %q", got)
 	}
+	// The operator adds the definition that an older release did not bring, and no other.
+	mustRun(t, r.Kubectl(t.Context(), "delete", "crd", "recorders.tailscale.com"))
+	add := func(name string) ([]byte, error) {
+		return r.Kubectl(t.Context(), "apply", "--server-side", "--as=system:serviceaccount:first:operator", "--filename="+chart+"/charts/crds/crds/tailscale.com_"+name+".yaml").CombinedOutput()
+	}
+	if out, err := add("recorders"); err != nil {
+		t.Errorf("the operator cannot add the definition of Recorders: %v\n%s", err, out)
+	}
+	if out, err := r.Kubectl(t.Context(), "create", "--as=system:serviceaccount:first:operator", "--dry-run=server", "--filename="+chart+"/charts/crds/crds/tailscale.com_proxygroups.yaml").CombinedOutput(); err == nil || !strings.Contains(string(out), "cannot create resource") {
+		t.Errorf("the operator can create any definition: %v\n%s", err, out)
+	}
 	// The second finds them there, and takes nothing along when it goes.
 	mustRun(t, r.upgrade(t.Context(), "second", "second"))
 	mustRun(t, r.uninstall(t.Context(), "second", "second"))
