@@ -92,6 +92,7 @@ func (c *Certificates) Run(ctx context.Context) error {
 			return nil
 		} else if err != nil {
 			pause = pauseAfter(err, &backoff)
+			err = explainLimit(err, pause, "the device's state")
 			if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
 				c.log.WarnContext(ctx, "certificate", "error", err, "retryIn", pause.String())
 			}

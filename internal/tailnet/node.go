@@ -96,6 +96,7 @@ func NewNode(config Config) (*Node, error) {
 		// log server.
 		envknob.SetNoLogsNoSupport()
 	}
+	reportACMELimits()
 	if config.Store == nil {
 		s, err := store.New(debugf(config.Log), filepath.Join(config.Dir, "tailscaled.state"))
 		if err != nil {

@@ -27,7 +27,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
-	"tailscale.com/client/local"
 	"tailscale.com/ipn"
 )
 
@@ -281,10 +280,7 @@ func (c *SharedCertificates) issue(ctx context.Context) {
 			return
 		}
 		next := pauseAfter(err, &backoff)
-		if _, limited := local.RateLimitRetryAfter(err); limited {
-			err = fmt.Errorf("%w (a limit of the certificate authority, which ends by itself: it is asked again at %s. Keep Secret %s, so that the next certificate is kept)",
-				err, time.Now().Add(next).UTC().Format(time.RFC3339), c.config.Secret)
-		}
+		err = explainLimit(err, next, "Secret "+c.config.Secret)
 		if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
 			c.config.Log.WarnContext(ctx, "certificate", "error", err, "retryIn", next.String())
 		}

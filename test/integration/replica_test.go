@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -321,6 +322,38 @@ func TestReplicaRemoved(t *testing.T) {
 		who, err := c.whoami()
 		return err == nil && who.Username == c.user
 	})
+}
+
+// TestReplicasAtALimit: at a limit of the certificate authority the replica that orders says
+// so and when it tries again, which is when the authority says. No other replica orders, and
+// all are ready when the limit has ended.
+func TestReplicasAtALimit(t *testing.T) {
+	t.Parallel()
+	const limit = 20 * time.Second
+	tn := tailnet.New(t, tailnet.Options{})
+	tn.Fail(tailnet.PathACMENewOrder, tailnet.Fault{
+		Status: http.StatusTooManyRequests, Problem: "rateLimited", Message: "too many certificates already issued", RetryAfter: limit, Times: 1,
+	})
+	g := newGroup(t, tn, 2)
+	began := time.Now()
+	replicas := []*proxy{g.start(0), g.start(1)}
+	eventually(t, "one replica that tells of the limit, and one that waits for it", func() bool {
+		checks := [2]string{string(g.data(g.replica(0))["checks"]), string(g.data(g.replica(1))["checks"])}
+		limited := func(s string) bool {
+			return strings.Contains(s, "too many certificates already issued") && strings.Contains(s, "a limit of the certificate authority, which ends by itself: it is asked again at ")
+		}
+		waits := func(s string) bool { return strings.Contains(s, "waiting for the replica that orders it") }
+		return limited(checks[0]) && waits(checks[1]) || limited(checks[1]) && waits(checks[0])
+	})
+	if n := tn.Calls(tailnet.PathACMENewOrder); n != 1 {
+		t.Errorf("%d orders so far, want 1", n)
+	}
+	for _, p := range replicas {
+		noError(t, p.WaitReady(within(t, patience)))
+	}
+	if n := tn.Calls(tailnet.PathACMENewOrder); n != 2 || time.Since(began) < limit {
+		t.Errorf("%d orders in %v, want one, and another when the limit had ended", n, time.Since(began))
+	}
 }
 
 // setKey issues an auth key, as the operator does.

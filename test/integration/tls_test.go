@@ -228,6 +228,27 @@ func TestNoCertificateYet(t *testing.T) {
 	}
 }
 
+// TestCertificateLimit: a limit of the certificate authority is told at once, with the time
+// of the next order, which is not before the limit ends.
+func TestCertificateLimit(t *testing.T) {
+	t.Parallel()
+	for name, after := range map[string]time.Duration{"for an hour": time.Hour, "without an end": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tn := tailnet.New(t, tailnet.Options{})
+			tn.Fail(tailnet.PathACMENewOrder, tailnet.Fault{Status: http.StatusTooManyRequests, Problem: "rateLimited", Message: "too many certificates already issued", RetryAfter: after})
+			p := newProxy(t, proxyOptions{tailnet: tn})
+			p.readyz(t, "[-]certificate failed: ", "429", "too many certificates already issued", "a limit of the certificate authority, which ends by itself: it is asked again at ")
+			if d := p.retryIn(t); d < max(after, 5*time.Second) {
+				t.Errorf("the next order is in %v, want one that is not before %v", d, after)
+			}
+			if n := tn.Calls(tailnet.PathACMENewOrder); after > 0 && n != 1 {
+				t.Errorf("%d orders, want 1", n)
+			}
+		})
+	}
+}
+
 // TestHTTPSDisabled: a tailnet without HTTPS is told apart, and the switch in its
 // admin console is enough.
 func TestHTTPSDisabled(t *testing.T) {
