@@ -90,6 +90,15 @@ func TestRecorderList(t *testing.T) {
 	if played := run("play", "--speed", "0", file); played != "hello\r\n" {
 		t.Errorf("played %q", played)
 	}
+	// What list names can be played, where the folder is known: by the flag, or as in a pod.
+	const listed = "operator/20260101T000000.000Z-abcdefgh.cast"
+	if played := run("play", "--dir", dir, "--speed=0", listed); played != "hello\r\n" {
+		t.Errorf("played %q", played)
+	}
+	var stdout, stderr bytes.Buffer
+	if code := Main([]string{"recorder", "play", "--speed=0", listed}, []string{"RECORDINGS_DIR=" + dir}, &stdout, &stderr); code != exitOK || stdout.String() != "hello\r\n" {
+		t.Errorf("status %d, played %q: %s", code, &stdout, &stderr)
+	}
 	for _, args := range [][]string{{"play"}, {"play", "a", "b"}, {"play", "--speed=-1", file}, {"list"}, {"list", "--dir", dir, "x"}} {
 		var stdout, stderr bytes.Buffer
 		if code := Main(append([]string{"recorder"}, args...), nil, &stdout, &stderr); code != exitUsage {
