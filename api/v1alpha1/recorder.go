@@ -135,7 +135,7 @@ type S3Secret struct {
 
 // RecorderVolume is a volume that is claimed for each replica.
 //
-// +kubebuilder:validation:XValidation:rule="quantity(string(self.size)).compareTo(quantity('0')) > 0",message="size must be above 0, for example 10Gi"
+// +kubebuilder:validation:XValidation:rule="!string(self.size).startsWith('-') && string(self.size).matches('[1-9]')",message="size must be above 0, for example 10Gi"
 type RecorderVolume struct {
 	// How large the volume is, for example 10Gi.
 	Size resource.Quantity `json:"size"`
@@ -163,9 +163,9 @@ type RecorderVolume struct {
 // Recordings is which recordings are taken, and how long they are kept.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.keep) || duration(self.keep) >= duration('0s')",message="keep must not be negative: give a duration, for example 720h, or 0s for forever"
-// +kubebuilder:validation:XValidation:rule="!has(self.maxTotal) || quantity(string(self.maxTotal)).compareTo(quantity('0')) >= 0",message="maxTotal must not be negative: give a size, for example 10Gi, or 0 for all there is"
-// +kubebuilder:validation:XValidation:rule="!has(self.maxRecording) || quantity(string(self.maxRecording)).compareTo(quantity('0')) >= 0",message="maxRecording must not be negative: give a size, for example 1Gi, or 0 for all there is"
-// +kubebuilder:validation:XValidation:rule="!has(self.minFree) || quantity(string(self.minFree)).compareTo(quantity('0')) >= 0",message="minFree must not be negative: give a size, for example 256Mi, or 0"
+// +kubebuilder:validation:XValidation:rule="!has(self.maxTotal) || !string(self.maxTotal).startsWith('-')",message="maxTotal must not be negative: give a size, for example 10Gi, or 0 for all there is"
+// +kubebuilder:validation:XValidation:rule="!has(self.maxRecording) || !string(self.maxRecording).startsWith('-')",message="maxRecording must not be negative: give a size, for example 1Gi, or 0 for all there is"
+// +kubebuilder:validation:XValidation:rule="!has(self.minFree) || !string(self.minFree).startsWith('-')",message="minFree must not be negative: give a size, for example 256Mi, or 0"
 type Recordings struct {
 	// How long recordings are kept, as a duration in hours (h), minutes (m) and seconds (s),
 	// for example 720h. Without it, forever.
