@@ -279,10 +279,11 @@ func TestProxyGroup(t *testing.T) {
 	c.at(renamed, "unused").waitWhoami(s.login, "platform")
 	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
 
-	// The device is removed in the admin console: the group says so, the replica logs in
-	// again, and the operator forgets the old device.
+	// A replica's device and the operator's own are removed in the admin console: the group
+	// says so, both log in again, and the operator forgets the replica's old device.
 	old := s.group("my-cluster").Status.Tailnet.Devices
 	noError(t, s.tailnet.Remove("my-cluster-0"))
+	noError(t, s.tailnet.Remove(operatorName))
 	eventually(t, "a condition that says that the device was removed", func() bool {
 		c := meta.FindStatusCondition(s.group("my-cluster").Status.Conditions, v1alpha1.ProxyGroupReady)
 		return c != nil && strings.Contains(c.Message, "removed from the tailnet")
@@ -290,6 +291,7 @@ func TestProxyGroup(t *testing.T) {
 	s.waitReady("my-cluster", "1/1")
 	c.at(renamed, "unused").waitWhoami(s.login, "platform")
 	s.waitNames([]string{operatorName, device, "my-cluster-0", "bare-0"}, []string{"svc:bare", "svc:renamed"})
+	c.waitWhoami(s.login)
 	eventually(t, "the old device to be forgotten", func() bool {
 		now := s.group("my-cluster").Status.Tailnet.Devices
 		return len(now) == 1 && !slices.Equal(now, old)
