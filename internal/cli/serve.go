@@ -191,7 +191,9 @@ func (s *service) checks() []health.Check {
 			}
 			return nil
 		}},
-		health.Cached(health.Check{Name: "apiserver", Check: s.proxy.CheckReachable}, reachableLifetime))
+		health.Cached(health.Check{Name: "apiserver", Check: func(ctx context.Context) error {
+			return s.proxy.CheckReachable(ctx) // which there is not yet when the checks are made
+		}}, reachableLifetime))
 	if s.mode == apiproxy.ModeAuth {
 		checks = append(checks, health.Cached(health.Check{Name: "impersonator", Check: func(ctx context.Context) error {
 			return apiproxy.CheckImpersonator(ctx, s.upstream)

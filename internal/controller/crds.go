@@ -32,20 +32,21 @@ import (
 const crdInterval = 2 * time.Second
 
 // InstallCRDs makes and upgrades the CustomResourceDefinitions of this program. One of
-// a newer revision stays: another operator of this cluster may need it.
-func InstallCRDs(ctx context.Context, c client.Client, log *slog.Logger) error {
+// a newer revision stays: another operator of this cluster may need it. So does one that a
+// Helm release other than this one made, or that is in use.
+func InstallCRDs(ctx context.Context, c client.Client, release types.NamespacedName, log *slog.Logger) error {
 	definitions, err := v1alpha1.CustomResourceDefinitions()
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, d := range definitions {
-		errs = append(errs, installCRD(ctx, c, log, d))
+		errs = append(errs, installCRD(ctx, c, release, log, d))
 	}
 	return errors.Join(errs...)
 }
 
-func installCRD(ctx context.Context, c client.Client, log *slog.Logger, d *unstructured.Unstructured) error {
+func installCRD(ctx context.Context, c client.Client, release types.NamespacedName, log *slog.Logger, d *unstructured.Unstructured) error {
 	existing := &metav1.PartialObjectMetadata{}
 	existing.SetGroupVersionKind(apiextensionsv1.SchemeGroupVersion.WithKind("CustomResourceDefinition"))
 	err := c.Get(ctx, types.NamespacedName{Name: d.GetName()}, existing)
@@ -61,6 +62,10 @@ func installCRD(ctx context.Context, c client.Client, log *slog.Logger, d *unstr
 		return nil
 	}
 	if err == nil && theirs == 0 {
+		if owner := helmRelease(existing); owner.Name != "" && owner != release {
+			log.WarnContext(ctx, "the CustomResourceDefinition of another Helm release stays: remove its annotations meta.helm.sh/release-name and release-namespace if that release is gone", "name", d.GetName(), "release", owner)
+			return nil
+		}
 		if other, err := usedByOthers(ctx, c); err != nil {
 			return err
 		} else if other != "" {
@@ -73,6 +78,12 @@ func installCRD(ctx context.Context, c client.Client, log *slog.Logger, d *unstr
 	}
 	log.InfoContext(ctx, "applied a CustomResourceDefinition", "name", d.GetName(), "revision", ours, "before", theirs)
 	return nil
+}
+
+// helmRelease returns the release whose template made a definition. Ours is in no template.
+func helmRelease(d metav1.Object) types.NamespacedName {
+	a := d.GetAnnotations()
+	return types.NamespacedName{Namespace: a["meta.helm.sh/release-namespace"], Name: a["meta.helm.sh/release-name"]}
 }
 
 // usedByOthers returns a ProxyGroup or Recorder that is for another operator, or "".

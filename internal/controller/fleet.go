@@ -182,10 +182,22 @@ func (f *fleet) settle(ctx context.Context, run func(context.Context) error, set
 	return ctrl.Result{RequeueAfter: f.after}, nil
 }
 
-// mayReconcile reports whether a parent is this operator's, or nobody's yet.
-func (o *operator) mayReconcile(object parent) bool {
+// mayReconcile reports whether a parent is this operator's, or nobody's yet. What has a
+// finalizer, and no annotation that says whose it is, is the official operator's: its
+// devices, its Service and its state are none that this one can go on with.
+func (o *operator) mayReconcile(k kind, object parent) bool {
 	name := object.GetAnnotations()[annotationOperator]
-	return o.config.Operator == "" || name == "" || name == o.config.Operator
+	switch {
+	case o.config.Operator == "" || name == o.config.Operator:
+		return true
+	case name != "":
+		return false
+	case controllerutil.ContainsFinalizer(object, finalizer) || controllerutil.ContainsFinalizer(object, officialFinalizer):
+		o.events.Eventf(object, nil, corev1.EventTypeWarning, "ServedByAnotherOperator", "Reconcile",
+			"this %s has been served by the official operator, and is left to it: delete it while that operator runs, and create it again; if that operator is gone, remove the finalizers first, and delete devices and Service in the admin console", k.name)
+		return false
+	}
+	return true
 }
 
 // claim makes a parent this operator's, and keeps it until its objects in the tailnet are

@@ -58,7 +58,7 @@ func TestCRDs(t *testing.T) {
 	if err := waitForCRDs(ctx, d, logger); err == nil || strings.Count(log.String(), "wait for the CustomResourceDefinitions") != 1 {
 		t.Errorf("error %v, log %s", err, &log)
 	}
-	if err := InstallCRDs(t.Context(), c, logger); err != nil {
+	if err := InstallCRDs(t.Context(), c, release, logger); err != nil {
 		t.Fatal(err)
 	}
 	if err := waitForCRDs(t.Context(), d, logger); err != nil {
@@ -77,7 +77,7 @@ func TestCRDs(t *testing.T) {
 		if err := c.Patch(t.Context(), crd, client.MergeFrom(base)); err != nil {
 			t.Fatal(err)
 		}
-		if err := InstallCRDs(t.Context(), c, logger); err != nil {
+		if err := InstallCRDs(t.Context(), c, release, logger); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.Get(t.Context(), client.ObjectKeyFromObject(crd), crd); err != nil {
@@ -94,6 +94,19 @@ func TestCRDs(t *testing.T) {
 		check(revision, upgraded)
 	}
 	check("1", false)
+	check("", true)
+	belongsTo := func(name string) {
+		t.Helper()
+		base := crd.DeepCopy()
+		annotate(crd, "meta.helm.sh/release-name", name)
+		annotate(crd, "meta.helm.sh/release-namespace", release.Namespace)
+		if err := c.Patch(t.Context(), crd, client.MergeFrom(base)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	belongsTo("another")
+	check("", false)
+	belongsTo(release.Name)
 	check("", true)
 	officialRecorder(t, c)
 	check("", false)
@@ -153,7 +166,7 @@ func TestWithoutRecorders(t *testing.T) {
 		if d.GetName() == "recorders.tailscale.com" {
 			continue
 		}
-		if err := installCRD(t.Context(), c, slog.New(slog.DiscardHandler), d); err != nil {
+		if err := installCRD(t.Context(), c, release, slog.New(slog.DiscardHandler), d); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -168,7 +181,7 @@ func TestWithoutRecorders(t *testing.T) {
 	w.start()
 	g := w.group(replicas(1))
 	w.waitReady(g)
-	if err := InstallCRDs(t.Context(), c, slog.New(slog.DiscardHandler)); err != nil {
+	if err := InstallCRDs(t.Context(), c, release, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if err := waitForKinds(t.Context(), d, slog.New(slog.DiscardHandler), kindRecorder); err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
@@ -33,6 +34,9 @@ var quick = timing{
 	resync: 2 * time.Second, suspect: time.Second, refused: time.Second, drain: 20 * time.Second, abandon: time.Hour,
 	reissue: 100 * time.Millisecond, keyLife: time.Hour, keyEvery: time.Hour, backoff: 200 * time.Millisecond, backoffMax: time.Second,
 }
+
+// release is whose definitions tests install.
+var release = types.NamespacedName{Namespace: "tailscale", Name: "operator"}
 
 // shared is what tests share: a cluster with kube-controller-manager, so that
 // StatefulSets make Pods and what belongs to nobody is collected.
@@ -86,7 +90,7 @@ func newCluster(ctx context.Context, cluster *kubernetes.Cluster) (client.Client
 		return nil, err
 	}
 	log := slog.New(slog.DiscardHandler)
-	if err := InstallCRDs(ctx, c, log); err != nil {
+	if err := InstallCRDs(ctx, c, release, log); err != nil {
 		return nil, err
 	}
 	d, err := discovery.NewDiscoveryClientForConfig(cluster.Config())

@@ -17,8 +17,12 @@ const (
 	labelSecretType = "tailscale.com/secret-type" //nolint:gosec // the name of a label, no secret
 )
 
-// finalizer keeps a group until its objects in the tailnet are gone.
-const finalizer = "tailscale.com/finalizer"
+// finalizer keeps a group until its objects in the tailnet are gone. The official operator
+// has the same one, and another besides for groups of this type.
+const (
+	finalizer         = "tailscale.com/finalizer"
+	officialFinalizer = "tailscale.com/kube-apiserver-finalizer"
+)
 
 // Annotations of a ProxyGroup by which people decide what the controller must not
 // decide alone.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	tailscale "tailscale.com/client/tailscale/v2"
@@ -52,6 +53,39 @@ func TestClaimOf(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What the official operator has served is left to it, with a word about that.
+func TestServedByOfficialOperator(t *testing.T) {
+	w := newWorld(t)
+	for name, f := range map[string]string{"of-all-kinds": finalizer, "of-this-type": officialFinalizer} {
+		g := w.group(func(g *v1alpha1.ProxyGroup) {
+			g.Name, g.Annotations, g.Finalizers = name, nil, []string{f}
+		})
+		w.eventually("an event of "+name, func(ctx context.Context) error {
+			var events eventsv1.EventList
+			if err := w.client.List(ctx, &events); err != nil {
+				return err
+			}
+			for _, e := range events.Items {
+				if e.Regarding.UID == g.UID && e.Reason == "ServedByAnotherOperator" {
+					return nil
+				}
+			}
+			return fmt.Errorf("none of %d", len(events.Items))
+		})
+		if w.read(g); len(g.Annotations) > 0 || !slices.Equal(g.Finalizers, []string{f}) || len(g.Status.Conditions) > 0 {
+			t.Errorf("it has the annotations %v, finalizers %v, conditions %v", g.Annotations, g.Finalizers, g.Status.Conditions)
+		}
+		// Deleted first: without a finalizer it is anybody's.
+		if err := w.client.Delete(t.Context(), g); err != nil {
+			t.Error(err)
+		}
+		w.edit(g, func(g *v1alpha1.ProxyGroup) { g.Finalizers = nil })
+	}
+	// One that is handed over by its annotation is served.
+	g := w.group(replicas(1), func(g *v1alpha1.ProxyGroup) { g.Finalizers = []string{finalizer} })
+	w.waitReady(g)
 }
 
 // put writes a Service as a person does in the admin console.

@@ -46,7 +46,7 @@ func (g *groups) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resu
 	} else if err != nil || group.Spec.Type != v1alpha1.ProxyGroupTypeKubernetesAPIServer {
 		return ctrl.Result{}, nil
 	}
-	if !g.mayReconcile(group) {
+	if !g.mayReconcile(proxyGroupKind, group) {
 		return ctrl.Result{}, nil
 	}
 	if !group.DeletionTimestamp.IsZero() {

@@ -39,11 +39,14 @@ func (rs *recorders) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	recorder := &v1alpha1.Recorder{}
 	if err := rs.live.Get(ctx, request.NamespacedName, recorder); client.IgnoreNotFound(err) != nil {
 		return ctrl.Result{}, fmt.Errorf("reading the Recorder: %w", err)
-	} else if err != nil || !rs.mayReconcile(recorder) {
+	} else if err != nil {
 		return ctrl.Result{}, nil
 	}
 	if s := recorder.Spec.Storage; s != nil && s.S3 != nil {
 		return ctrl.Result{}, nil // the official operator's: our definition lets none be made
+	}
+	if !rs.mayReconcile(recorderKind, recorder) {
+		return ctrl.Result{}, nil
 	}
 	if !recorder.DeletionTimestamp.IsZero() {
 		return rs.newPass(recorder).delete(ctx)

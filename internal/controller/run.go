@@ -80,7 +80,7 @@ func (c Config) run(ctx context.Context) error {
 		return fmt.Errorf("a client for the API server: %w", err)
 	}
 	if c.InstallCRDs {
-		if err := InstallCRDs(ctx, direct, c.Log); err != nil {
+		if err := InstallCRDs(ctx, direct, types.NamespacedName{Namespace: c.Namespace, Name: c.Release}, c.Log); err != nil {
 			c.Log.WarnContext(ctx, "the CustomResourceDefinitions could not be brought up to date", "error", err)
 		}
 	}
