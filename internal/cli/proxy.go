@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -20,8 +22,12 @@ import (
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
 
-// credentialsTimeout bounds the question what the kubeconfig's credentials may do.
-const credentialsTimeout = 10 * time.Second
+const (
+	// credentialsTimeout bounds the question what the kubeconfig's credentials may do.
+	credentialsTimeout = 10 * time.Second
+	// credentialsInterval is how often it is asked until there is an answer.
+	credentialsInterval = time.Second
+)
 
 // proxyOptions are the flags of the command proxy.
 type proxyOptions struct {
@@ -58,7 +64,10 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 			if err := o.checkCredentials(c.Context(), s); err != nil {
 				return err
 			}
-			return s.run(c.Context())
+			group, ctx := errgroup.WithContext(c.Context())
+			group.Go(func() error { return o.watchCredentials(ctx, s) })
+			group.Go(func() error { return s.run(ctx) })
+			return group.Wait()
 		},
 	}
 	flags := c.Flags()
@@ -120,15 +129,35 @@ func (o *proxyOptions) service(ctx context.Context, env environment, logs io.Wri
 // checkCredentials refuses credentials that may do everything, if the API server
 // can be asked now. What else is wrong with them may be mended later: /readyz tells.
 func (o *proxyOptions) checkCredentials(ctx context.Context, s *service) error {
-	if s.mode != apiproxy.ModeAuth {
+	_, err := o.judgeCredentials(ctx, s)
+	return err
+}
+
+// watchCredentials refuses them as soon as an API server that could not be asked before
+// says that they may do everything, or returns nil when they may not.
+func (o *proxyOptions) watchCredentials(ctx context.Context, s *service) error {
+	err := wait.PollUntilContextCancel(ctx, credentialsInterval, true, func(ctx context.Context) (bool, error) {
+		return o.judgeCredentials(ctx, s)
+	})
+	if ctx.Err() != nil {
 		return nil
+	}
+	return err
+}
+
+// judgeCredentials asks the API server whether the credentials are good for impersonation
+// and no more, and reports whether they are. The error is for those that may do everything.
+func (o *proxyOptions) judgeCredentials(ctx context.Context, s *service) (good bool, err error) {
+	if s.mode != apiproxy.ModeAuth {
+		return true, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
 	defer cancel()
-	if err := apiproxy.CheckImpersonator(ctx, s.upstream); errors.Is(err, apiproxy.ErrAllPowerful) {
-		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
+	err = apiproxy.CheckImpersonator(ctx, s.upstream)
+	if errors.Is(err, apiproxy.ErrAllPowerful) {
+		return false, badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}
-	return nil
+	return err == nil, nil
 }
 
 // check checks the flags that can be wrong by themselves.

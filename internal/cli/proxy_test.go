@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -145,5 +146,33 @@ func TestProxyRefusesAllPowerfulCredentials(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+// When the API server answers only after the start, such credentials still end the process.
+func TestProxyRefusesAllPowerfulCredentialsLater(t *testing.T) {
+	var asked atomic.Int32
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) < 3 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(authorizationv1.SelfSubjectRulesReview{
+			TypeMeta: metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectRulesReview"},
+			Status:   authorizationv1.SubjectRulesReviewStatus{ResourceRules: []authorizationv1.ResourceRule{{Verbs: []string{"*"}, Resources: []string{"*"}}}},
+		})
+	}))
+	defer api.Close()
+	o := newProxyOptions(t, api.URL)
+	s, err := o.service(t.Context(), vars{}.environment(), &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.checkCredentials(t.Context(), s); err != nil {
+		t.Fatalf("an API server that is away: %v", err)
+	}
+	if err := o.watchCredentials(t.Context(), s); err == nil || !strings.Contains(err.Error(), "may do everything") {
+		t.Errorf("error %v", err)
 	}
 }

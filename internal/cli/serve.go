@@ -81,11 +81,11 @@ type service struct {
 func (s *service) prepare() (err error) {
 	s.registry = newRegistry()
 	s.metrics = apiproxy.NewMetrics(s.registry)
-	s.observe()
 	s.proxy, err = apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.name, DialRecorder: s.node.Dial, Log: s.log, Metrics: s.metrics})
 	if err != nil {
 		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}
+	s.observe()
 	return nil
 }
 
@@ -170,7 +170,7 @@ func (s *service) serveTailnet(ctx context.Context) error {
 	return apiproxy.NewServer(config).Serve(ctx, secure, plain)
 }
 
-// checks returns what must hold for the proxy to be ready.
+// checks returns what must hold for the proxy to be ready. prepare comes before it.
 func (s *service) checks() []health.Check {
 	checks := []health.Check{
 		{Name: checkShutdown, Check: func(context.Context) error {
@@ -191,9 +191,7 @@ func (s *service) checks() []health.Check {
 			}
 			return nil
 		}},
-		health.Cached(health.Check{Name: "apiserver", Check: func(ctx context.Context) error {
-			return s.proxy.CheckReachable(ctx) // which there is not yet when the checks are made
-		}}, reachableLifetime))
+		health.Cached(health.Check{Name: "apiserver", Check: s.proxy.CheckReachable}, reachableLifetime))
 	if s.mode == apiproxy.ModeAuth {
 		checks = append(checks, health.Cached(health.Check{Name: "impersonator", Check: func(ctx context.Context) error {
 			return apiproxy.CheckImpersonator(ctx, s.upstream)

@@ -30,6 +30,9 @@ func newTestService(t *testing.T, change func(*proxyOptions)) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.prepare(); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
