@@ -96,7 +96,7 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 	if o.mode == "" {
 		return o.idle(ctx, log)
 	}
-	s, err := o.service(ctx, config, log)
+	s, err := o.service(config, log)
 	if err != nil {
 		return err
 	}
@@ -109,15 +109,12 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 }
 
 // service returns the in-process proxy.
-func (o *operatorOptions) service(ctx context.Context, config *rest.Config, log *slog.Logger) (*service, error) {
+func (o *operatorOptions) service(config *rest.Config, log *slog.Logger) (*service, error) {
 	client, err := newKubernetesClient(config)
 	if err != nil {
 		return nil, err
 	}
-	state, err := tailnet.NewSecretStore(ctx, client, o.namespace, o.stateSecret, log)
-	if err != nil {
-		return nil, err
-	}
+	state := tailnet.NewSecretStore(client, o.namespace, o.stateSecret, log)
 	if o.stateDir == "" {
 		if o.stateDir, err = os.MkdirTemp("", "tailhelm-"); err != nil {
 			return nil, badSetting("--state-dir", "", err.Error())

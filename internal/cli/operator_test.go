@@ -4,13 +4,11 @@
 package cli
 
 import (
-	"context"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"k8s.io/client-go/rest"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
@@ -170,21 +168,4 @@ func TestClusterConfig(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	_, err = clusterConfig("KUBECONFIG", "")
 	checkSetting(t, err, `KUBECONFIG="": not in a cluster: `)
-}
-
-// An operator whose state cannot be read says so and names the Secret.
-func TestOperatorStateFails(t *testing.T) {
-	o := newOperatorOptions()
-	if err := o.read(operatorEnv.environment()); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	log, err := newLogger(t.Output(), "", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := o.service(ctx, &rest.Config{Host: "https://127.0.0.1:1"}, log); err == nil || !strings.Contains(err.Error(), "Secret tailscale/operator") {
-		t.Errorf("error %v", err)
-	}
 }

@@ -5,7 +5,6 @@ package cli
 
 import (
 	"cmp"
-	"context"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -36,17 +35,14 @@ func (o *podOptions) findNamespace(env environment) error {
 	return nil
 }
 
-// join makes config that of a device whose state and auth keys are in the Secrets. It waits
-// for the state Secret until ctx is done, and returns it. dir is for the device's files; ""
-// is a new folder.
-func (o *podOptions) join(ctx context.Context, client *kubernetesClient, config *tailnet.Config, dir string) (*tailnet.SecretStore, error) {
-	state, err := tailnet.NewSecretStore(ctx, client, o.namespace, o.stateSecret, config.Log)
-	if err != nil {
-		return nil, err
-	}
+// join makes config that of a device whose state and auth keys are in the Secrets, and returns
+// the state. dir is for the device's files; "" is a new folder.
+func (o *podOptions) join(client *kubernetesClient, config *tailnet.Config, dir string) (*tailnet.SecretStore, error) {
+	state := tailnet.NewSecretStore(client, o.namespace, o.stateSecret, config.Log)
 	config.Store = state
 	config.Keys = &tailnet.SecretKeys{Client: client, Namespace: o.namespace, Name: o.authKeySecret, State: state}
 	if config.Dir = dir; config.Dir == "" {
+		var err error
 		if config.Dir, err = os.MkdirTemp("", "tailhelm-"); err != nil {
 			return nil, badSetting("--state-dir", "", err.Error())
 		}

@@ -54,7 +54,7 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 			"POD_NAMESPACE and TS_PORT (UDP port for WireGuard) complete them.",
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := o.service(c.Context(), env, logs)
+			s, err := o.service(env, logs)
 			if err != nil {
 				return err
 			}
@@ -85,7 +85,7 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 
 // service returns what the options describe, or what is wrong with them. It joins
 // nothing.
-func (o *proxyOptions) service(ctx context.Context, env environment, logs io.Writer) (*service, error) {
+func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error) {
 	log, err := newLogger(logs, "--log-level", o.logLevel)
 	if err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (o *proxyOptions) service(ctx context.Context, env environment, logs io.Wri
 		return nil, err
 	}
 	if o.replica.service != "" {
-		return o.hosting(ctx, env, config)
+		return o.hosting(env, config)
 	}
 	if config.Keys, err = fixedKey(env, o.authKeyFile); err != nil {
 		return nil, err

@@ -76,7 +76,7 @@ func TestProxyOptions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := newProxyOptions(t, server)
 			tc.change(o)
-			s, err := o.service(t.Context(), tc.env.environment(), &bytes.Buffer{})
+			s, err := o.service(tc.env.environment(), &bytes.Buffer{})
 			checkSetting(t, err, tc.want)
 			if err == nil && (s.upstream.Host != server || s.mode != apiproxy.Mode(o.mode)) {
 				t.Errorf("mode %s for %s", s.mode, s.upstream.Host)
@@ -90,7 +90,7 @@ func TestProxyKubeconfig(t *testing.T) {
 	o := newProxyOptions(t, "https://flag.example.com")
 	env := vars{"KUBECONFIG": kubeconfig(t, "https://env.example.com", &clientcmdapi.AuthInfo{})}
 	for _, want := range []string{"https://flag.example.com", "https://env.example.com"} {
-		s, err := o.service(t.Context(), env.environment(), &bytes.Buffer{})
+		s, err := o.service(env.environment(), &bytes.Buffer{})
 		if err != nil || s.upstream.Host != want {
 			t.Fatalf("%+v, %v, want %s", s, err, want)
 		}
@@ -101,7 +101,7 @@ func TestProxyKubeconfig(t *testing.T) {
 // The state of the device is for its owner's eyes.
 func TestProxyStateDir(t *testing.T) {
 	o := newProxyOptions(t, "https://api.example.com")
-	if _, err := o.service(t.Context(), vars{}.environment(), &bytes.Buffer{}); err != nil {
+	if _, err := o.service(vars{}.environment(), &bytes.Buffer{}); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(o.stateDir)
@@ -137,7 +137,7 @@ func TestProxyRefusesAllPowerfulCredentials(t *testing.T) {
 			defer api.Close()
 			o := newProxyOptions(t, api.URL)
 			o.mode = tc.mode
-			s, err := o.service(t.Context(), vars{}.environment(), &bytes.Buffer{})
+			s, err := o.service(vars{}.environment(), &bytes.Buffer{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -165,7 +165,7 @@ func TestProxyRefusesAllPowerfulCredentialsLater(t *testing.T) {
 	}))
 	defer api.Close()
 	o := newProxyOptions(t, api.URL)
-	s, err := o.service(t.Context(), vars{}.environment(), &bytes.Buffer{})
+	s, err := o.service(vars{}.environment(), &bytes.Buffer{})
 	if err != nil {
 		t.Fatal(err)
 	}

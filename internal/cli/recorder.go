@@ -61,7 +61,7 @@ func newRecorderCommand(o *recorderOptions, env environment, logs io.Writer) *co
 			"needs; the environment variables POD_UID and POD_NAMESPACE complete them.",
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := o.service(c.Context(), env, logs)
+			s, err := o.service(env, logs)
 			if err != nil {
 				return err
 			}
@@ -172,8 +172,7 @@ type recorderService struct {
 }
 
 // service returns what the options describe, or what is wrong with them. It joins nothing.
-// It waits for a state Secret until ctx is done.
-func (o *recorderOptions) service(ctx context.Context, env environment, logs io.Writer) (*recorderService, error) {
+func (o *recorderOptions) service(env environment, logs io.Writer) (*recorderService, error) {
 	log, err := newLogger(logs, "--log-level", o.logLevel)
 	if err != nil {
 		return nil, err
@@ -186,7 +185,7 @@ func (o *recorderOptions) service(ctx context.Context, env environment, logs io.
 		return nil, err
 	}
 	s := &recorderService{options: o, registry: newRegistry(), log: log, podUID: env("POD_UID")}
-	if err := s.keepState(ctx, env, &config); err != nil {
+	if err := s.keepState(env, &config); err != nil {
 		return nil, err
 	}
 	if s.store, err = recorder.NewStore(o.dir, o.limits, log); err != nil {
@@ -201,7 +200,7 @@ func (o *recorderOptions) service(ctx context.Context, env environment, logs io.
 
 // keepState tells config where the device's state and its auth key are: in Secrets of the
 // cluster, or in files.
-func (s *recorderService) keepState(ctx context.Context, env environment, config *tailnet.Config) (err error) {
+func (s *recorderService) keepState(env environment, config *tailnet.Config) (err error) {
 	o := s.options
 	if o.pod.stateSecret == "" {
 		if config.Keys, err = fixedKey(env, o.authKeyFile); err != nil {
@@ -222,7 +221,7 @@ func (s *recorderService) keepState(ctx context.Context, env environment, config
 	if err != nil {
 		return err
 	}
-	s.state, err = o.pod.join(ctx, client, config, o.stateDir)
+	s.state, err = o.pod.join(client, config, o.stateDir)
 	return err
 }
 

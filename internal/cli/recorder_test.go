@@ -47,7 +47,7 @@ func TestRecorderOptions(t *testing.T) {
 			if err := c.ParseFlags(append([]string{"--dir=" + dir, "--state-dir=" + t.TempDir()}, tc.args...)); err != nil {
 				t.Fatal(err)
 			}
-			_, err := o.service(t.Context(), vars{}.environment(), io.Discard)
+			_, err := o.service(vars{}.environment(), io.Discard)
 			checkSetting(t, err, tc.want)
 			if err != nil && strings.Contains(err.Error(), "\n") {
 				t.Errorf("the error has several lines: %q", err)

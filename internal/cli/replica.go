@@ -101,9 +101,8 @@ type replica struct {
 	followEndpoints func(context.Context)
 }
 
-// hosting returns the service of a replica. It waits for the state Secret until ctx
-// is done.
-func (o *proxyOptions) hosting(ctx context.Context, env environment, config tailnet.Config) (*service, error) {
+// hosting returns the service of a replica.
+func (o *proxyOptions) hosting(env environment, config tailnet.Config) (*service, error) {
 	r := &o.replica
 	path := cmp.Or(o.kubeconfig, env("KUBECONFIG"))
 	cluster, err := clusterConfig("--kubeconfig", path)
@@ -123,7 +122,7 @@ func (o *proxyOptions) hosting(ctx context.Context, env environment, config tail
 	if err != nil {
 		return nil, err
 	}
-	state, err := r.join(ctx, client, &config, o.stateDir)
+	state, err := r.join(client, &config, o.stateDir)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func newTestService(t *testing.T, change func(*proxyOptions)) *service {
 	t.Helper()
 	o := newProxyOptions(t, "https://127.0.0.1:1")
 	change(o)
-	s, err := o.service(t.Context(), vars{}.environment(), &bytes.Buffer{})
+	s, err := o.service(vars{}.environment(), &bytes.Buffer{})
 	if err != nil {
 		t.Fatal(err)
 	}

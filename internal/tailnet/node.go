@@ -128,8 +128,14 @@ func debugf(log *slog.Logger) func(string, ...any) {
 // Start starts the node with what its state holds, or with an auth key when it
 // holds nothing: then it tries until it has a key. It returns before the node is on
 // the tailnet; [Node.Run] must be running for it to get and stay there. Its errors
-// are ctx's and those of this machine.
+// are ctx's, those of this machine, and those of a state that cannot be read for good.
 func (n *Node) Start(ctx context.Context) error {
+	if s, ok := n.config.Store.(*SecretStore); ok {
+		if err := s.Load(ctx, func(err error) { n.update(func(st *status) { st.err = err }) }); err != nil {
+			return err
+		}
+		n.update(func(st *status) { st.err = nil })
+	}
 	if _, err := n.config.Store.ReadState(ipn.CurrentProfileStateKey); errors.Is(err, ipn.ErrStateNotExist) {
 		if n.server.AuthKey, err = n.firstKey(ctx); err != nil {
 			return err

@@ -52,24 +52,29 @@ type SecretStore struct {
 
 var _ ipn.StateStore = (*SecretStore)(nil)
 
-// NewSecretStore reads the Secret, creates it when there is none, and returns the
-// store. While the API server cannot answer it tries again, until ctx is done.
-func NewSecretStore(ctx context.Context, client KubernetesClient, namespace, name string, log *slog.Logger) (*SecretStore, error) {
-	s := &SecretStore{
+// NewSecretStore returns a store that has nothing before Load.
+func NewSecretStore(client KubernetesClient, namespace, name string, log *slog.Logger) *SecretStore {
+	return &SecretStore{
 		secrets: client.CoreV1().Secrets(namespace), name: name, log: log,
 		sending: make(chan struct{}, 1), data: map[string][]byte{}, owed: map[string]bool{},
 	}
+}
+
+// Load reads the Secret, or creates it when there is none. While the API server cannot answer it
+// tries again, until ctx is done, and tells why it still does.
+func (s *SecretStore) Load(ctx context.Context, tell func(error)) error {
 	err := s.retry(ctx, func(ctx context.Context) error {
 		err := s.load(ctx)
 		if err != nil && !isFinal(err) {
-			log.WarnContext(ctx, "reading the device's state", "secret", name, "error", err)
+			s.log.WarnContext(ctx, "reading the device's state", "secret", s.name, "error", err)
+			tell(fmt.Errorf("reading the device's state: %w", err))
 		}
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("the device's state in Secret %s/%s: %w", namespace, name, err)
+		return fmt.Errorf("the device's state in Secret %s: %w", s.name, err)
 	}
-	return s, nil
+	return nil
 }
 
 // load reads the Secret, or creates it.

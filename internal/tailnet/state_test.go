@@ -4,6 +4,7 @@
 package tailnet
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -37,6 +38,13 @@ func secrets(data map[string][]byte) *fake.Clientset {
 	return fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "tailscale", Name: "operator"}, Data: data})
 }
 
+// load returns a store with what the Secret has, or why it cannot be read.
+func load(t *testing.T, client *fake.Clientset) (*SecretStore, error) {
+	t.Helper()
+	s := NewSecretStore(client, "tailscale", "operator", quiet)
+	return s, s.Load(t.Context(), func(error) {})
+}
+
 // stored returns the data of the Secret.
 func stored(t *testing.T, client *fake.Clientset) map[string][]byte {
 	t.Helper()
@@ -60,7 +68,7 @@ func failing(client *fake.Clientset, verb string, n int, err error) (calls *int)
 
 func TestSecretStore(t *testing.T) {
 	client := secrets(map[string][]byte{"_machinekey": []byte("m"), "other": []byte("o")})
-	s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+	s, err := load(t, client)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +106,7 @@ func TestSecretStore(t *testing.T) {
 func TestSecretStoreAfterRestart(t *testing.T) {
 	client := secrets(nil)
 	for _, want := range []string{"", "1", "2"} {
-		s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+		s, err := load(t, client)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,7 +126,7 @@ func TestSecretStoreWaitsForAPIServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := secrets(map[string][]byte{"a": []byte("1")})
 		calls := failing(client, "get", 20, away)
-		s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+		s, err := load(t, client)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,12 +136,33 @@ func TestSecretStoreWaitsForAPIServer(t *testing.T) {
 	})
 }
 
+// While the state cannot be read, the node starts nothing, and says why it is not ready.
+func TestStartWaitsForState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := secrets(nil)
+		failing(client, "get", -1, away)
+		n := newTestNode(FixedKey("k"), quiet)
+		n.config.Store = NewSecretStore(client, "tailscale", "operator", quiet)
+		ctx, cancel := context.WithCancel(t.Context())
+		started := make(chan error)
+		go func() { started <- n.Start(ctx) }()
+		synctest.Wait()
+		if err := n.Ready(ctx); err == nil || !strings.Contains(err.Error(), "reading the device's state: away") {
+			t.Errorf("ready: %v", err)
+		}
+		cancel()
+		if err := <-started; err == nil || !strings.Contains(err.Error(), "the device's state in Secret operator") {
+			t.Errorf("start: %v", err)
+		}
+	})
+}
+
 func TestSecretStoreForbidden(t *testing.T) {
 	for verb, data := range map[string]map[string][]byte{"get": {}, "create": nil} {
 		client := secrets(data)
 		calls := failing(client, verb, -1, forbidden)
-		_, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
-		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "Secret tailscale/operator") || *calls != 1 {
+		_, err := load(t, client)
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "Secret operator") || *calls != 1 {
 			t.Errorf("%s: %v after %d calls", verb, err, *calls)
 		}
 	}
@@ -158,7 +187,7 @@ func TestWriteStateWhileAPIServerIsAway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client := secrets(map[string][]byte{"a": []byte("1"), "gone": []byte("g")})
-				s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+				s, err := load(t, client)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -201,7 +230,7 @@ func TestWriteStateWhileAPIServerIsAway(t *testing.T) {
 func TestWriteStateDuringSlowReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := secrets(map[string][]byte{"a": []byte("1")})
-		s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+		s, err := load(t, client)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -230,7 +259,7 @@ func TestRestore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := secrets(map[string][]byte{"_machinekey": []byte("m")})
-			s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+			s, err := load(t, client)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -267,7 +296,7 @@ func TestRestore(t *testing.T) {
 
 func TestWriteStateForbidden(t *testing.T) {
 	client := secrets(map[string][]byte{})
-	s, err := NewSecretStore(t.Context(), client, "tailscale", "operator", quiet)
+	s, err := load(t, client)
 	if err != nil {
 		t.Fatal(err)
 	}
