@@ -513,7 +513,7 @@ func TestTapRefusesSubprotocols(t *testing.T) {
 	if err == nil {
 		t.Error("it is recorded")
 	}
-	if r.Finish() == nil {
-		t.Error("the recording is whole")
+	if ended := r.Finish(); !errors.Is(ended, err) {
+		t.Errorf("the recording ends with %v, want %v", ended, err)
 	}
 }

@@ -156,6 +156,7 @@ type cast struct {
 	sessionrecording.CastHeader
 	output  string
 	resizes []string
+	remarks []string
 }
 
 func readCast(t *testing.T, text string) cast {
@@ -174,6 +175,8 @@ func readCast(t *testing.T, text string) cast {
 			c.output += said
 		case "r":
 			c.resizes = append(c.resizes, said)
+		case "m":
+			c.remarks = append(c.remarks, said)
 		default:
 			t.Fatalf("an event %q", line)
 		}
@@ -214,6 +217,9 @@ func TestRecording(t *testing.T) {
 				}
 				if got.Width != tc.cols || got.Height != tc.lines || !slices.Equal(got.resizes, tc.resizes) {
 					t.Errorf("a terminal of %dx%d, and then %q", got.Width, got.Height, got.resizes)
+				}
+				if len(got.remarks) > 0 {
+					t.Errorf("a session with the remarks %q", got.remarks)
 				}
 				k := sessionrecording.Kubernetes{PodName: pod, Namespace: ns, Container: got.Kubernetes.Container, SessionType: tc.session}
 				if got.Version != 2 || got.SrcNode != c.FQDN() || got.SrcNodeUser != c.user || got.SrcNodeUserID == 0 || got.Command != tc.command || *got.Kubernetes != k {
@@ -322,6 +328,64 @@ func (c *caller) upgrade(method, uri, protocol string) int {
 	res := must[*http.Response](c.t)(http.ReadResponse(bufio.NewReader(secure), nil))
 	_ = res.Body.Close()
 	return res.StatusCode
+}
+
+// TestLeaving: who leaves when a session is being asked for leaves a recording of what
+// reached the API server.
+func TestLeaving(t *testing.T) {
+	t.Parallel()
+	r := newRecorder(t, false)
+	c, ns, pod := recorded(t, true, r.addr())
+	const sessions = 20
+	for n := range sessions {
+		conn := must[net.Conn](t)(c.Dial(within(t, patience), "tcp", c.proxy.host+":443"))
+		secure := tls.Client(conn, &tls.Config{RootCAs: c.proxy.tailnet.Roots(), ServerName: c.proxy.host})
+		_, err := fmt.Fprintf(secure, "GET /api/v1/namespaces/%s/pods/%s/exec?container=main&stdout=true&command=touch&command=%s-left-%d HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n", ns, pod, pod, n, c.proxy.host)
+		noError(t, err)
+		r.taken(t, n+1)
+		if n%2 > 0 { // half of them leave with the answer, the others before it
+			_ = must[*http.Response](t)(http.ReadResponse(bufio.NewReader(secure), nil)).Body.Close()
+		}
+		noError(t, conn.Close())
+	}
+	casts := r.await(t, "the ends of all recordings", func([]string) bool { return true })
+	var commands []string
+	for _, text := range casts {
+		commands = append(commands, strings.ReplaceAll(readCast(t, text).Command, " ", "&command="))
+	}
+	events, err := shared.cluster.AuditEvents(kubernetes.AuditFilter{ImpersonatedUser: c.user, Resource: "pods", Subresource: "exec"})
+	noError(t, err)
+	for _, e := range events {
+		if !slices.ContainsFunc(commands, func(command string) bool { return strings.HasSuffix(e.RequestURI, "command="+command) }) {
+			t.Errorf("the API server got %s, and the recorder nothing of it", e.RequestURI)
+		}
+	}
+	if len(events) < sessions/2 {
+		t.Errorf("%d sessions reached the API server", len(events))
+	}
+}
+
+// taken waits until the recorder has the first lines of n recordings.
+func (r *testRecorder) taken(t *testing.T, n int) {
+	t.Helper()
+	ctx := within(t, patience)
+	for {
+		r.mu.Lock()
+		begun, changed := 0, r.changed
+		for _, cast := range r.casts {
+			begun += min(1, cast.Len())
+		}
+		r.mu.Unlock()
+		if begun >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			t.Fatalf("waiting for %d recordings: there are %d", n, begun)
+		}
+	}
 }
 
 // TestRecorderLost: the session of who must be recorded ends when the recorder is lost,
