@@ -486,6 +486,15 @@ func TestRecorder(t *testing.T) {
 			if played := r.recorderCommand(t, "play", "--speed=0", filepath.Join(recordings, file[1])); played != "hello\n" {
 				t.Errorf("played: %q", played)
 			}
+
+			// Removed from the tailnet, it is there again as another device.
+			before := deviceOf(t, r)
+			noError(t, shared.tailnet.Remove(before.Name))
+			r.readyz(t, "[-]tailnet failed: this device was removed from the tailnet")
+			noError(t, r.WaitReady(within(t, patience)))
+			if now := deviceOf(t, r); now.ID == before.ID || now.FQDN != before.FQDN {
+				t.Errorf("device %+v, was %+v", now, before)
+			}
 		})
 	}
 }
