@@ -24,6 +24,7 @@ func TestRecorderInCluster(t *testing.T) {
 	s.read("docs/recording.md")
 	const name, tag = "recorder", "tag:k8s-recorder"
 	s.setPolicy("group:eng", s.block("json"))
+	s.kubectl(s.block("yaml"), "apply", "--dry-run=server", "--filename=-")
 	// Nothing here provides volumes.
 	manifest, _, ok := strings.Cut(s.block("yaml"), "  storage:")
 	if !ok {
