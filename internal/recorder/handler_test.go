@@ -238,9 +238,9 @@ func TestUnknownSession(t *testing.T) {
 	if _, text := r.await(t, "the recording", part); !strings.Contains(text, "sh -c evil") {
 		t.Errorf("kept: %q", text)
 	}
-	if got := testutil.ToFloat64(r.handler.recordings.WithLabelValues(resultIncomplete)); got != 1 {
-		t.Errorf("%v incomplete recordings are counted", got)
-	}
+	eventually(t, "the incomplete recording is counted", func() bool {
+		return testutil.ToFloat64(r.handler.recordings.WithLabelValues(resultIncomplete)) == 1
+	})
 }
 
 // The longest first line that the proxy sends is one that the recorder takes.

@@ -68,6 +68,9 @@ func (u upload) introduce(ctx context.Context, head []byte, enforced bool) error
 	sent := make(chan error, 1)
 	go func() {
 		_, err := u.Write(head)
+		if err == nil {
+			_, err = u.Write(nil) // is taken when what was before is on its way
+		}
 		sent <- err
 	}()
 	for {

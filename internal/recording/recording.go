@@ -210,7 +210,8 @@ func (r *Recording) send() {
 			}
 		}
 	}
-	_ = r.upload.Close() // its error is that of the upload, which watch gets
+	// Only what is whole may have an end. nil is one. (Closing never errs.)
+	_ = r.upload.CloseWithError(r.failed())
 }
 
 // next waits for something to send. It takes the queue and leaves empty in its place.
