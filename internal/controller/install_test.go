@@ -257,7 +257,7 @@ func TestCleanupWithoutOperator(t *testing.T) {
 	w.edit(kept, func(g *v1alpha1.ProxyGroup) { controllerutil.AddFinalizer(g, foreign) })
 	w.tailnet.Fail(testtailnet.PathAPI, testtailnet.Fault{Status: http.StatusInternalServerError})
 	w.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Data: map[string][]byte{tailnet.KeyDeviceID: []byte("n1")}})
-	cleanup := Cleanup{Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace, Operator: w.config.Operator, StateSecret: "operator", Timeout: 8 * time.Second}
+	cleanup := Cleanup{Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace, Operator: w.config.Operator, StateSecret: "operator", Timeout: 24 * time.Second}
 	if err := cleanup.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
