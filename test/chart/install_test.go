@@ -309,7 +309,6 @@ func controllers() []action {
 		{Verb: "get", Resource: "namespaces", Name: "kube-system"},
 		{Verb: "create", Group: "events.k8s.io", Resource: "events", Namespace: "default"},
 		{Verb: "create", Resource: "events", Namespace: ns},
-		{Verb: "update", Resource: "secrets", Namespace: ns, Name: "a-0"},
 		{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: ns, Name: "operator"},
 	}
 	for _, verb := range []string{"get", "list", "watch"} {
@@ -353,7 +352,9 @@ func neverControllers() []action {
 		{Verb: "*", Group: "*", Resource: "*"},
 		{Verb: "get", Resource: "secrets", Namespace: "kube-system", Name: "operator"},
 		{Verb: "create", Resource: "secrets", Namespace: "kube-system"},
+		{Verb: "update", Resource: "secrets", Namespace: ns, Name: "a-0"},
 		{Verb: "delete", Group: "tailscale.com", Resource: "proxygroups", Name: "a"},
+		{Verb: "delete", Group: "tailscale.com", Resource: "recorders", Name: "a"},
 		{Verb: "get", Resource: "namespaces", Name: "default"},
 		{Verb: "create", Group: "apps", Resource: "statefulsets", Namespace: "kube-system"},
 		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "roles", Namespace: "kube-system"},
