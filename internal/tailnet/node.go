@@ -62,6 +62,8 @@ type Node struct {
 	peers  *peers
 	// service is the Tailscale Service that the node hosts, or nil.
 	service *Service
+	// back is when Start began to bring back a device that was there before, or zero.
+	back time.Time
 	removal removalTiming
 
 	mu      sync.Mutex
@@ -140,6 +142,8 @@ func (n *Node) Start(ctx context.Context) error {
 		if n.server.AuthKey, err = n.firstKey(ctx); err != nil {
 			return err
 		}
+	} else {
+		n.back = time.Now()
 	}
 	client, err := n.server.LocalClient() // starts the server
 	if err != nil {

@@ -103,10 +103,10 @@ func newAvailability(t *testing.T) *availability {
 
 // install installs or upgrades the release. Each time pods get another annotation. The
 // test's control server tells clients in milliseconds, so that they need less time to
-// notice than by default.
+// notice than by default. The stream on a replica that ends lasts until the drain timeout.
 func (a *availability) install() {
 	a.t.Helper()
-	values := fmt.Sprintf("apiServerProxyConfig: {allowImpersonation: true}\nworkloads: {withdrawDelaySeconds: 5, podAnnotations: {upgrade: %q}}\n", fmt.Sprint(a.upgrades))
+	values := fmt.Sprintf("apiServerProxyConfig: {allowImpersonation: true}\nworkloads: {withdrawDelaySeconds: 5, drainTimeoutSeconds: 10, podAnnotations: {upgrade: %q}}\n", fmt.Sprint(a.upgrades))
 	if err := os.WriteFile(a.values, []byte(values), 0o600); err != nil {
 		a.t.Fatal(err)
 	}

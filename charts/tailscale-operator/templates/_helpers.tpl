@@ -370,7 +370,7 @@ other values decide.
 {{/* How long a replica may take to stop. */}}
 {{- define "tailscale-operator.workloadGracePeriod" -}}
 {{- with .Values.workloads -}}
-{{- .terminationGracePeriodSeconds | default (add .withdrawDelaySeconds .drainTimeoutSeconds 15) | int64 -}}
+{{- .terminationGracePeriodSeconds | default (add .withdrawDelaySeconds .drainTimeoutSeconds 20) | int64 -}}
 {{- end -}}
 {{- end -}}
 

@@ -21,10 +21,13 @@ import (
 // killedStatus is the exit status of a container that got SIGKILL.
 const killedStatus = 137
 
-// exits notices containers of a namespace that end with another status than 0. A
+// exits notices containers of a namespace that end with another status than 0, and has
+// their logs kept. A
 // Deployment or a StatefulSet replaces what has crashed, so nothing else would tell.
 type exits struct {
 	pods cache.SharedIndexInformer
+	logs *podLogs
+	ctx  context.Context //nolint:containedctx // of what follows the pods, until stop
 	stop context.CancelFunc
 
 	mu     sync.Mutex
@@ -34,11 +37,15 @@ type exits struct {
 
 // watchExits notices from now on.
 func (s *Suite) watchExits(namespace string) (*exits, error) {
+	logs, err := newPodLogs(s.Kube, namespace)
+	if err != nil {
+		return nil, err
+	}
 	// Not the test's own context, which ends before what the test has made does.
 	ctx, stop := context.WithCancel(context.Background())
 	factory := informers.NewSharedInformerFactoryWithOptions(s.Kube, 0, informers.WithNamespace(namespace))
-	e := &exits{pods: factory.Core().V1().Pods().Informer(), stop: stop, killed: map[string]bool{}, failed: map[string]string{}}
-	_, err := e.pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	e := &exits{pods: factory.Core().V1().Pods().Informer(), logs: logs, ctx: ctx, stop: stop, killed: map[string]bool{}, failed: map[string]string{}}
+	_, err = e.pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    e.see,
 		UpdateFunc: func(_, object any) { e.see(object) },
 		DeleteFunc: e.see,
@@ -60,6 +67,7 @@ func (e *exits) see(object any) {
 	if !ok {
 		return
 	}
+	e.logs.follow(e.ctx, pod)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, c := range pod.Status.ContainerStatuses {
@@ -85,6 +93,7 @@ func (e *exits) expectKill(id string) {
 // until that has been seen.
 func (e *exits) check(t *testing.T) {
 	t.Helper()
+	defer e.logs.all.Wait()
 	defer e.stop()
 	err := wait.PollUntilContextTimeout(context.Background(), 50*time.Millisecond, *patience, true, func(context.Context) (bool, error) {
 		return e.pods.HasSynced() && len(e.pods.GetStore().ListKeys()) == 0, nil

@@ -101,7 +101,7 @@ ProxyClass or the Recorder, and these over the chart's.
 {{/* Longer than a pod may take to withdraw from the Service and to drain. */}}
 {{- define "workloads.gracePeriod" -}}
 {{- with .Values.defaults -}}
-{{- .terminationGracePeriodSeconds | default (add .withdrawDelaySeconds .drainTimeoutSeconds 15) | int64 -}}
+{{- .terminationGracePeriodSeconds | default (add .withdrawDelaySeconds .drainTimeoutSeconds 20) | int64 -}}
 {{- end -}}
 {{- end -}}
 
