@@ -63,7 +63,7 @@ type Node struct {
 	// service is the Tailscale Service that the node hosts, or nil.
 	service *Service
 	// back is when Start began to bring back a device that was there before, or zero.
-	back time.Time
+	back    time.Time
 	removal removalTiming
 
 	mu      sync.Mutex
