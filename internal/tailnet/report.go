@@ -44,7 +44,7 @@ const (
 	// restoreInterval is how often the Secret is looked at that holds it.
 	restoreInterval = 30 * time.Second
 	// restoreTimeout bounds the last look.
-	restoreTimeout = 5 * time.Second
+	restoreTimeout = 2 * time.Second
 )
 
 // Report tells in the node's state Secret how the node is, until ctx is done: which device this is, which pod runs it, and which checks fail.
