@@ -28,6 +28,12 @@ import (
 	"github.com/tailhelm/tailhelm/internal/identity"
 )
 
+// pathTrust is how long a client sends to where it has reached a device before: 6.5 seconds
+// (trustUDPAddrDuration in Tailscale's magicsock), and some more. A device that comes back
+// as another process is elsewhere. A client that turns to it within that time loses the first
+// packet of WireGuard's handshake, and sends the next one 5 seconds later.
+const pathTrust = 7 * time.Second
+
 // Config is what a [Node] is made of.
 type Config struct {
 	// Hostname is the name that the device asks for.
@@ -62,8 +68,6 @@ type Node struct {
 	peers  *peers
 	// service is the Tailscale Service that the node hosts, or nil.
 	service *Service
-	// back is when Start began to bring back a device that was there before, or zero.
-	back    time.Time
 	removal removalTiming
 
 	mu      sync.Mutex
@@ -74,6 +78,7 @@ type Node struct {
 // status is what is known of the node's way onto the tailnet.
 type status struct {
 	state    ipn.State
+	back     time.Time // when Start began to bring back a device that was there before, or zero
 	loginURL string
 	err      error  // why the last attempt to log in failed, or nil
 	name     string // FQDN without the trailing dot
@@ -143,7 +148,7 @@ func (n *Node) Start(ctx context.Context) error {
 			return err
 		}
 	} else {
-		n.back = time.Now()
+		n.update(func(st *status) { st.back = time.Now() })
 	}
 	client, err := n.server.LocalClient() // starts the server
 	if err != nil {
@@ -219,13 +224,15 @@ func (n *Node) Name() string {
 	return n.status.name
 }
 
-// Ready returns nil when the node is on the tailnet, and otherwise what keeps it
-// off and what to do about that.
+// Ready returns nil when the node is on the tailnet and can be reached there, and otherwise
+// what keeps it from that and what to do about it.
 func (n *Node) Ready(context.Context) error {
 	s := n.currentStatus()
 	switch {
 	case s.isRemoved():
 		return n.removalError(&s)
+	case s.state == ipn.Running && time.Since(s.back) < pathTrust:
+		return fmt.Errorf("clients look for this device where it was before: ready in %s", (pathTrust - time.Since(s.back)).Round(time.Second))
 	case s.state == ipn.Running:
 		return nil
 	case s.err != nil:

@@ -30,6 +30,8 @@ func TestReady(t *testing.T) {
 		want   string // "" is ready
 	}{
 		"running":              {status{state: ipn.Running}, ""},
+		"back just now":        {status{state: ipn.Running, back: time.Now()}, "clients look for this device where it was before: ready in 7s"},
+		"back for a while":     {status{state: ipn.Running, back: time.Now().Add(-pathTrust)}, ""},
 		"running after errors": {status{state: ipn.Running, err: errors.New("x"), loginURL: "https://login/a"}, ""},
 		"starting":             {status{state: ipn.Starting}, "not on the tailnet yet (state Starting)"},
 		"key refused":          {status{state: ipn.NeedsLogin, err: errors.New("invalid key")}, "cannot log in to the tailnet: invalid key"},

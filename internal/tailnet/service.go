@@ -27,12 +27,6 @@ var serviceBackoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, J
 // It outlasts a restart of the API server, for which every host is not ready.
 const unreadyGrace = time.Minute
 
-// pathTrust is how long a client sends to where it has reached a device before: 6.5 seconds
-// (trustUDPAddrDuration in Tailscale's magicsock), and some more. A device that comes back
-// as another process is elsewhere. A client that is sent to it within that time loses the first
-// packet of WireGuard's handshake, and sends the next one 5 seconds later.
-const pathTrust = 7 * time.Second
-
 // holdAfter is how long new connections wait after a Service was withdrawn. Clients
 // send the first packet of a connection again after a second.
 const holdAfter = time.Second
@@ -101,7 +95,7 @@ func (s *Service) Ready(context.Context) error {
 	case st.serviceErr != nil:
 		return fmt.Errorf("%s: %w", s.name, st.serviceErr)
 	case !st.advertised:
-		return fmt.Errorf("%s is not advertised yet: waiting for the other checks, and for clients to forget where this device was before", s.name)
+		return fmt.Errorf("%s is not advertised yet: waiting for the other checks", s.name)
 	case len(st.hosted[s.name]) == 0:
 		return fmt.Errorf("the tailnet has not approved this device as a host of %s: add the device's tag to autoApprovers.services of the tailnet policy, or approve it in the admin console (Services)", s.name)
 	}
@@ -109,7 +103,7 @@ func (s *Service) Ready(context.Context) error {
 }
 
 // Run declares the Service to the tailnet, and advertises it while ready returns nil,
-// which it asks once a second. A device that was there before waits for pathTrust first. A host that is not ready for longer than unreadyGrace is
+// which it asks once a second. A host that is not ready for longer than unreadyGrace is
 // withdrawn: others may be. Run returns nil once ctx is done. It does not withdraw the
 // Service then: see [Service.Withdraw].
 func (s *Service) Run(ctx context.Context, ready func(context.Context) error) error {
@@ -118,9 +112,6 @@ func (s *Service) Run(ctx context.Context, ready func(context.Context) error) er
 		return nil //nolint:nilerr // ctx is done
 	}
 	s.node.config.Log.InfoContext(ctx, "hosting a Tailscale Service", "service", s.name)
-	if back := s.node.back; !back.IsZero() {
-		_ = pause(ctx, time.Until(back.Add(pathTrust)))
-	}
 	advertised, lastReady := false, time.Now()
 	for ; ctx.Err() == nil; _ = pause(ctx, time.Second) {
 		err := ready(ctx)
