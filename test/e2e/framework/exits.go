@@ -18,8 +18,13 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// killedStatus is the exit status of a container that got SIGKILL.
-const killedStatus = 137
+const (
+	// killedStatus is the exit status of a container that got SIGKILL.
+	killedStatus = 137
+	// unknownEnd is the reason that the kubelet gives when the container was removed before
+	// it saw how it ended. The status is made up then.
+	unknownEnd = "ContainerStatusUnknown"
+)
 
 // exits notices containers of a namespace that end with another status than 0, and has
 // their logs kept. A
@@ -72,7 +77,7 @@ func (e *exits) see(object any) {
 	defer e.mu.Unlock()
 	for _, c := range pod.Status.ContainerStatuses {
 		for _, state := range []corev1.ContainerState{c.State, c.LastTerminationState} {
-			if end := state.Terminated; end != nil && end.ExitCode != 0 {
+			if end := state.Terminated; end != nil && end.ExitCode != 0 && end.Reason != unknownEnd {
 				e.failed[end.ContainerID] = fmt.Sprintf("container %s of pod %s ended with status %d (%s)", c.Name, pod.Name, end.ExitCode, end.Reason)
 				if e.killed[end.ContainerID] && end.ExitCode == killedStatus {
 					delete(e.failed, end.ContainerID)
