@@ -61,11 +61,14 @@ func newProxy(env environment, logs io.Writer) *cobra.Command {
 			if err := s.prepare(); err != nil {
 				return err
 			}
-			if err := o.checkCredentials(c.Context(), s); err != nil {
+			good, err := o.checkCredentials(c.Context(), s)
+			if err != nil {
 				return err
 			}
 			group, ctx := errgroup.WithContext(c.Context())
-			group.Go(func() error { return o.watchCredentials(ctx, s) })
+			if !good {
+				group.Go(func() error { return o.watchCredentials(ctx, s) })
+			}
 			group.Go(func() error { return s.run(ctx) })
 			return group.Wait()
 		},
@@ -126,18 +129,11 @@ func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error
 	}, nil
 }
 
-// checkCredentials refuses credentials that may do everything, if the API server
-// can be asked now. What else is wrong with them may be mended later: /readyz tells.
-func (o *proxyOptions) checkCredentials(ctx context.Context, s *service) error {
-	_, err := o.judgeCredentials(ctx, s)
-	return err
-}
-
 // watchCredentials refuses them as soon as an API server that could not be asked before
 // says that they may do everything, or returns nil when they may not.
 func (o *proxyOptions) watchCredentials(ctx context.Context, s *service) error {
-	err := wait.PollUntilContextCancel(ctx, credentialsInterval, true, func(ctx context.Context) (bool, error) {
-		return o.judgeCredentials(ctx, s)
+	err := wait.PollUntilContextCancel(ctx, credentialsInterval, false, func(ctx context.Context) (bool, error) {
+		return o.checkCredentials(ctx, s)
 	})
 	if ctx.Err() != nil {
 		return nil
@@ -145,9 +141,10 @@ func (o *proxyOptions) watchCredentials(ctx context.Context, s *service) error {
 	return err
 }
 
-// judgeCredentials asks the API server whether the credentials are good for impersonation
-// and no more, and reports whether they are. The error is for those that may do everything.
-func (o *proxyOptions) judgeCredentials(ctx context.Context, s *service) (good bool, err error) {
+// checkCredentials asks the API server whether the credentials are good for impersonation
+// and no more, and reports whether they are. The error is for those that may do everything:
+// what else is wrong with them may be mended later, as /readyz tells.
+func (o *proxyOptions) checkCredentials(ctx context.Context, s *service) (good bool, err error) {
 	if s.mode != apiproxy.ModeAuth {
 		return true, nil
 	}
