@@ -28,12 +28,15 @@ type Module struct {
 	Name string
 	// Mod and Sum are the contents of go.mod and go.sum.
 	Mod, Sum []byte
+	// Main is the source of a main package of its own, which is the [Program]'s package
+	// "." then. Optional.
+	Main []byte
 }
 
 // Program is a main package of a [Module].
 type Program struct {
 	Module Module
-	// Package is the import path of the main package.
+	// Package is the import path of the main package, or "." for that of the module itself.
 	Package string
 	// LDFlags are flags for the linker, as "go build -ldflags" takes them.
 	LDFlags string
@@ -143,6 +146,9 @@ func (p Program) validate() error {
 	if len(p.Module.Mod) == 0 {
 		return fmt.Errorf("module %s: go.mod is empty", p.Module.Name)
 	}
+	if own := p.Package == "."; own != (len(p.Module.Main) > 0) {
+		return fmt.Errorf("module %s: package %q: want \".\" where the module has a main package of its own, and only there", p.Module.Name, p.Package)
+	}
 	return nil
 }
 
@@ -160,10 +166,14 @@ func (p Program) hint() string {
 // key hashes what goes into a build with the given version of Go.
 func (p Program) key(goVersion string) string {
 	h := sha256.New()
-	for _, part := range []string{
+	parts := []string{
 		string(p.Module.Mod), string(p.Module.Sum), p.Package, p.LDFlags,
 		goVersion, runtime.GOOS, runtime.GOARCH,
-	} {
+	}
+	if len(p.Module.Main) > 0 {
+		parts = append(parts, string(p.Module.Main))
+	}
+	for _, part := range parts {
 		// The length keeps parts apart: "ab"+"c" is not "a"+"bc". A hash never fails.
 		_, _ = fmt.Fprintf(h, "%d\n%s", len(part), part)
 	}

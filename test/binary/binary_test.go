@@ -79,6 +79,27 @@ func TestBuild(t *testing.T) {
 	}
 }
 
+func TestBuildOfTheModuleItself(t *testing.T) {
+	program := hello(t)
+	capture(t)
+	program.Package = "."
+	if _, err := Build(t.Context(), program); err == nil || !strings.Contains(err.Error(), "main package of its own") {
+		t.Errorf("without a main package: error = %v", err)
+	}
+	program.Module.Main, program.Output = []byte("package main\n\nfunc main() { println(\"hello\") }\n"), "hello"
+	path, err := Build(t.Context(), program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), path).CombinedOutput(); err != nil || string(out) != "hello\n" {
+		t.Errorf("the program says %q, error %v", out, err)
+	}
+	program.Module.Main = []byte("package main\n\nfunc main() { println(\"changed\") }\n")
+	if changed, err := Build(t.Context(), program); err != nil || changed == path {
+		t.Errorf("another source: %q, error %v, want another path than %q", changed, err, path)
+	}
+}
+
 func TestBuildIgnoresTheCallersModule(t *testing.T) {
 	program := hello(t)
 	capture(t)

@@ -23,7 +23,10 @@ func (p Program) compile(ctx context.Context, dir, bin string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"go.mod": p.Module.Mod, "go.sum": p.Module.Sum} {
+	for name, content := range map[string][]byte{"go.mod": p.Module.Mod, "go.sum": p.Module.Sum, "main.go": p.Module.Main} {
+		if content == nil {
+			continue
+		}
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			return err
 		}

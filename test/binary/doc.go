@@ -15,16 +15,17 @@
 // would be a module of its own, out of reach of go:embed. The go.mod names the
 // program in a tool directive, so that "go mod tidy" keeps its requirements. To
 // move to another version, copy both files to go.mod and go.sum in an empty folder,
-// edit, run "go mod tidy" there and copy them back.
+// edit, run "go mod tidy" there and copy them back. A module may have a main package
+// of its own, embedded as <name>.main: it takes the place of the tool directive.
 //
 // # The cache
 //
 // Programs lie in $TAILHELM_CACHE, or else in the folder tailhelm of
 // [os.UserCacheDir]. The name of an entry holds a hash of everything that goes
-// into the build: go.mod, go.sum, the package, linker flags, Go's version, GOOS and
-// GOARCH. So an entry is never wrong, only unused; after a build, entries of the
-// same program that nobody has used for 30 days are removed. Removing the whole
-// folder is always safe.
+// into the build: go.mod, go.sum, a main package of the module's own, the package,
+// linker flags, Go's version, GOOS and GOARCH. So an entry is never wrong, only unused;
+// after a build, entries of the same program that nobody has used for 30 days are
+// removed. Removing the whole folder is always safe.
 //
 // A file lock lets concurrent processes, as "go test ./..." starts them, build a
 // program once. Go's own build cache is shared too, so that a second program of the

@@ -153,7 +153,7 @@ func (c *Cluster) apiServerFlags() []string {
 		"--tls-private-key-file=" + pki("kube-apiserver.key"),
 		"--client-ca-file=" + c.ca.file(),
 		"--authorization-mode=Node,RBAC",
-		"--enable-admission-plugins=NodeRestriction",
+		"--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
 		"--allow-privileged",
 		"--service-account-issuer=" + issuer,
 		"--service-account-key-file=" + c.serviceAccountKey(),

@@ -15,7 +15,8 @@
 //
 // # What is there
 //
-//   - RBAC and the Node authorizer; NodeRestriction and the default admission plugins.
+//   - RBAC and the Node authorizer; NodeRestriction, OwnerReferencesPermissionEnforcement (as
+//     on OpenShift) and the default admission plugins.
 //   - ServiceAccount tokens with a real issuer: [Cluster.ServiceAccountToken].
 //   - An administrator, and users by client certificate: [Cluster.UserConfig].
 //   - The audit log, with the metadata of each request: who authenticated, whom the

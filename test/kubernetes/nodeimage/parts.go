@@ -9,6 +9,7 @@ import (
 	"embed"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -68,7 +69,7 @@ func gather(ctx context.Context) (*parts, error) {
 		{p.cni, "cni", "github.com/containernetworking/plugins/plugins/main/loopback", "loopback"},
 		{p.cni, "cni", "github.com/containernetworking/plugins/plugins/meta/portmap", "portmap"},
 		{p.cni, "cni", "github.com/containernetworking/plugins/plugins/ipam/host-local", "host-local"},
-		{p.images, "coredns", "github.com/coredns/coredns", "coredns"},
+		{p.images, "coredns", ".", "coredns"},
 	} {
 		err := p.add(m.to, m.output, func() (string, error) {
 			module, err := readModule(m.module)
@@ -98,7 +99,14 @@ func readModule(name string) (binary.Module, error) {
 		return binary.Module{}, err
 	}
 	sum, err := modules.ReadFile("modules/" + name + ".sum")
-	return binary.Module{Name: name, Mod: mod, Sum: sum}, err
+	if err != nil {
+		return binary.Module{}, err
+	}
+	program, err := modules.ReadFile("modules/" + name + ".main")
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // the program is another module's
+	}
+	return binary.Module{Name: name, Mod: mod, Sum: sum, Main: program}, err
 }
 
 // kindFiles downloads kind's module and returns the folder of the files that it puts
