@@ -45,8 +45,6 @@ func TestRecorderInCluster(t *testing.T) {
 		}
 	}
 
-	// A control server makes addresses of the recorder's tag. This one does not.
-	s.setPolicy("group:eng", strings.Replace(s.block("json"), `"recorder": `, fmt.Sprintf(`"recorderAddrs": ["%s:80"], "recorder": `, r.Status.Devices[0].TailnetIPs[0]), 1))
 	s.kubectl("", "create", "clusterrolebinding", "readers", "--clusterrole=cluster-admin", "--group=tailnet-readers")
 	c := s.caller()
 	c.waitWhoami(s.login, "tailnet-readers")

@@ -29,7 +29,8 @@
 //     state needs none.
 //   - Grants put capabilities into the packet filter of the destination, for
 //     each source apart ([Tailnet.SetGrants]). The network is open unless it is
-//     restricted, see [Options.RestrictNetwork].
+//     restricted, see [Options.RestrictNetwork]. Recorders, which grants name by
+//     tags, are made addresses.
 //   - Changes reach connected devices at once. Removal, expiry, logout and
 //     coming online are told to peers as the service tells them.
 //   - A device may get certificates for its own name and for those of the

@@ -184,7 +184,7 @@ func (t *Tailnet) filterLocked(n *node) []tailcfg.FilterRule {
 			rules = append(rules, portRules(src, dst, g.IP)...)
 		}
 		if len(g.App) > 0 {
-			rules = append(rules, tailcfg.FilterRule{SrcIPs: src, CapGrant: []tailcfg.CapGrant{{Dsts: dst, CapMap: g.App}}})
+			rules = append(rules, tailcfg.FilterRule{SrcIPs: src, CapGrant: []tailcfg.CapGrant{{Dsts: dst, CapMap: t.capabilitiesLocked(g.App)}}})
 		}
 	}
 	return rules
