@@ -6,6 +6,7 @@ package chart
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -311,16 +312,25 @@ func controllers() []action {
 		{Verb: "create", Resource: "events", Namespace: ns},
 		{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: ns, Name: "operator"},
 	}
-	for _, verb := range []string{"get", "list", "watch"} {
+	watched := map[string]string{
+		"secrets": "", "serviceaccounts": "", "services": "", "statefulsets": "apps", "poddisruptionbudgets": "policy",
+		"roles": "rbac.authorization.k8s.io", "rolebindings": "rbac.authorization.k8s.io",
+	}
+	for _, verb := range []string{"list", "watch"} {
 		actions = append(actions, action{Verb: verb, Resource: "nodes"}, action{Verb: verb, Resource: "pods", Namespace: ns},
 			action{Verb: verb, Group: "tailscale.com", Resource: "proxygroups"}, action{Verb: verb, Group: "tailscale.com", Resource: "proxyclasses"},
 			action{Verb: verb, Group: "tailscale.com", Resource: "recorders"})
 	}
-	for _, verb := range []string{"get", "list", "watch", "create", "patch", "delete"} {
-		for resource, group := range map[string]string{
-			"secrets": "", "serviceaccounts": "", "services": "", "statefulsets": "apps", "poddisruptionbudgets": "policy", "networkpolicies": "networking.k8s.io",
-			"servicemonitors": "monitoring.coreos.com", "roles": "rbac.authorization.k8s.io", "rolebindings": "rbac.authorization.k8s.io", "leases": "coordination.k8s.io",
-		} {
+	for _, resource := range []string{"proxygroups", "proxyclasses", "recorders"} {
+		actions = append(actions, action{Verb: "get", Group: "tailscale.com", Resource: resource})
+	}
+	for resource, group := range watched {
+		actions = append(actions, action{Verb: "watch", Group: group, Resource: resource, Namespace: ns})
+	}
+	made := maps.Clone(watched)
+	maps.Copy(made, map[string]string{"networkpolicies": "networking.k8s.io", "servicemonitors": "monitoring.coreos.com", "leases": "coordination.k8s.io"})
+	for _, verb := range []string{"get", "list", "create", "patch", "delete"} {
+		for resource, group := range made {
 			actions = append(actions, action{Verb: verb, Group: group, Resource: resource, Namespace: ns})
 		}
 	}

@@ -525,8 +525,6 @@ OPERATOR_LOGGING: operatorConfig.logging
 OPERATOR_LOGIN_SERVER: loginServer
 OPERATOR_NAMESPACE: the release's namespace
 OPERATOR_SECRET: fullnameOverride
-OPERATOR_SERVICE_ACCOUNT_NAME: fullnameOverride
-POD_NAME: nothing, it is the pod's name
 POD_UID: nothing, it is the pod's UID
 PROXY_DEFAULT_CLASS: proxyConfig.defaultProxyClass
 PROXY_TAGS: proxyConfig.defaultTags
