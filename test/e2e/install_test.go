@@ -10,6 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/tailhelm/tailhelm/test/e2e/framework"
 	"github.com/tailhelm/tailhelm/test/tailnet"
 )
@@ -24,6 +28,8 @@ type permutation struct {
 	prepare func(t *testing.T, r *framework.Release)
 	// callers configures the clients; [framework.Suite.Callers] by default.
 	callers func(ctx context.Context, device string) ([]*framework.Caller, error)
+	// check looks at what else the installation promises. Optional.
+	check func(t *testing.T, callers []*framework.Caller)
 	// noACME: the proxy orders no certificate.
 	noACME bool
 	// stays: the device is still there after uninstallation, because nothing has access to
@@ -44,7 +50,7 @@ func tokens(ctx context.Context, device string) ([]*framework.Caller, error) {
 // three commands of the documentation.
 func permutations() map[string]permutation {
 	return map[string]permutation{
-		"access-bindings":   {example: "access-bindings", prepare: accessBindings},
+		"access-bindings":   {example: "access-bindings", prepare: accessBindings, check: boundAccess},
 		"air-gapped":        {example: "air-gapped", prepare: airGapped, callers: ownAuthority, noACME: true, stays: true},
 		"auth":              {example: "auth", prepare: oauth},
 		"csi-secret-volume": {example: "csi-secret-volume", prepare: csiSecretVolume},
@@ -62,7 +68,6 @@ func permutations() map[string]permutation {
 		"noauth":            {example: "noauth", prepare: oauth, callers: tokens},
 		"openshift":         {example: "openshift", prepare: oauth},
 		"own-certificate":   {example: "own-certificate", prepare: ownCertificate, callers: ownAuthority, noACME: true},
-		"recorder":          {example: "recorder", prepare: oauth},
 		"restricted-namespace": {
 			example: "restricted-namespace", prepare: oauth,
 			labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
@@ -76,7 +81,7 @@ func permutations() map[string]permutation {
 
 // TestEveryExample keeps an example from being forgotten here.
 func TestEveryExample(t *testing.T) {
-	used := map[string]bool{}
+	used := map[string]bool{recorderExample: true}
 	for _, p := range permutations() {
 		used[p.example] = true
 	}
@@ -107,10 +112,13 @@ func TestInstall(t *testing.T) {
 			}
 			p.prepare(t, r)
 			r.Upgrade(t)
+			// The Service for replicas finds none.
+			checkSelectors(t, r, "app.kubernetes.io/component!=proxygroups")
 			use(t, r, p)
 			upgrade(t, r, p)
 			r.Uninstall(t)
 			checkGone(t, r, p.stays)
+			checkState(t, r, p.stays)
 		})
 	}
 }
@@ -118,7 +126,11 @@ func TestInstall(t *testing.T) {
 // use has all callers use a release.
 func use(t *testing.T, r *framework.Release, p permutation) {
 	t.Helper()
-	framework.Use(t, r.Namespace, callersOf(t, r, p))
+	callers := callersOf(t, r, p)
+	framework.Use(t, r.Namespace, callers)
+	if p.check != nil {
+		p.check(t, callers)
+	}
 }
 
 func callersOf(t *testing.T, r *framework.Release, p permutation) []*framework.Caller {
@@ -179,4 +191,59 @@ func checkGone(t *testing.T, r *framework.Release, stays bool) {
 	}
 	// helm does not wait for pods, which drain.
 	framework.Wait(t, "the pods to end", func(ctx context.Context) bool { return len(r.Pods(ctx, t)) == 0 })
+	for _, name := range r.ClusterObjects(t) {
+		t.Errorf("after helm uninstall there still is %s", name)
+	}
+}
+
+// checkState checks that a device which stays keeps its state, and that no other does.
+func checkState(t *testing.T, r *framework.Release, stays bool) {
+	t.Helper()
+	_, err := suite.Kube.CoreV1().Secrets(r.Namespace).Get(t.Context(), r.Deployment, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	if there := err == nil; there != stays {
+		t.Errorf("after helm uninstall the device's state is there: %t, want %t", there, stays)
+	}
+}
+
+// checkSelectors checks that what selects pods selects some. labels select what is checked.
+func checkSelectors(t *testing.T, r *framework.Release, labels string) {
+	t.Helper()
+	selected := metav1.ListOptions{LabelSelector: labels}
+	budgets, err := suite.Kube.PolicyV1().PodDisruptionBudgets(r.Namespace).List(t.Context(), selected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range budgets.Items {
+		framework.Wait(t, "PodDisruptionBudget "+b.Name+" to find pods", func(ctx context.Context) bool {
+			now, err := suite.Kube.PolicyV1().PodDisruptionBudgets(r.Namespace).Get(ctx, b.Name, metav1.GetOptions{})
+			return err == nil && now.Status.ExpectedPods > 0
+		})
+	}
+	services, err := suite.Kube.CoreV1().Services(r.Namespace).List(t.Context(), selected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range services.Items {
+		framework.Wait(t, "Service "+s.Name+" to find pods", func(ctx context.Context) bool {
+			slices, err := suite.Kube.DiscoveryV1().EndpointSlices(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + s.Name})
+			return err == nil && len(slices.Items) > 0 && len(slices.Items[0].Endpoints) > 0 && len(slices.Items[0].Ports) > 0
+		})
+	}
+	policies, err := suite.Kube.NetworkingV1().NetworkPolicies(r.Namespace).List(t.Context(), selected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range policies.Items {
+		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pods, err := suite.Kube.CoreV1().Pods(r.Namespace).List(t.Context(), metav1.ListOptions{LabelSelector: selector.String()})
+		if err != nil || len(pods.Items) == 0 {
+			t.Errorf("NetworkPolicy %s finds no pods: %v", p.Name, err)
+		}
+	}
 }

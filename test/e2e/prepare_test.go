@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,6 +45,30 @@ func accessBindings(t *testing.T, r *framework.Release) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// boundAccess checks the roles that the example binds.
+func boundAccess(t *testing.T, callers []*framework.Caller) {
+	t.Helper()
+	alice, bob, machine := callers[0], callers[1], callers[2]
+	for _, question := range []struct {
+		caller *framework.Caller
+		args   []string
+		want   bool
+	}{
+		{alice, []string{"delete", "namespaces"}, true},
+		{machine, []string{"create", "deployments.apps", "--namespace=staging"}, true},
+		{machine, []string{"create", "deployments.apps", "--namespace=production"}, true},
+		{machine, []string{"create", "deployments.apps", "--namespace=default"}, false},
+		{bob, []string{"get", "pods", "--namespace=staging"}, false},
+	} {
+		// kubectl ends with status 1 for "no".
+		out, _ := question.caller.Run(t.Context(), framework.Options{}, append([]string{"auth", "can-i"}, question.args...)...)
+		answers := strings.Fields(out)
+		if len(answers) == 0 || answers[len(answers)-1] != map[bool]string{true: "yes", false: "no"}[question.want] {
+			t.Errorf("may %s %q: %s, want %t", question.caller.Name, question.args, out, question.want)
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ func TestProxyGroups(t *testing.T) {
 			r.Upgrade(t)
 			for name, p := range names {
 				waitGroup(t, name)
+				checkSelectors(t, r, "")
 				framework.Use(t, example+"-"+name, callersAt(t, name+"."+suite.Tailnet.Domain(), p))
 			}
 			upgradeGroups(t, r, names)
@@ -53,6 +54,18 @@ func waitGroup(t *testing.T, name string) {
 	if err != nil {
 		t.Fatalf("kubectl wait: %v\n%s", err, out)
 	}
+}
+
+// waitReplaced waits until every pod of a group or a recorder has an annotation.
+func waitReplaced(t *testing.T, r *framework.Release, name, annotation string) {
+	t.Helper()
+	selector := metav1.ListOptions{LabelSelector: "tailscale.com/parent-resource=" + name}
+	framework.Wait(t, "every pod of "+name+" to be replaced", func(ctx context.Context) bool {
+		list, err := suite.Kube.CoreV1().Pods(r.Namespace).List(ctx, selector)
+		return err == nil && len(list.Items) > 0 && !slices.ContainsFunc(list.Items, func(pod corev1.Pod) bool {
+			return pod.Annotations[annotation] == "" || pod.DeletionTimestamp != nil
+		})
+	})
 }
 
 // devicesOf are the IDs of the devices of a release: its operator's, and those of all replicas.
@@ -85,13 +98,7 @@ func upgradeGroups(t *testing.T, r *framework.Release, names map[string]permutat
 	r.Values["workloads.podAnnotations."+annotation] = "yes"
 	r.Upgrade(t)
 	for name, p := range names {
-		selector := metav1.ListOptions{LabelSelector: "tailscale.com/parent-resource=" + name}
-		framework.Wait(t, "every replica of "+name+" to be replaced", func(ctx context.Context) bool {
-			list, err := suite.Kube.CoreV1().Pods(r.Namespace).List(ctx, selector)
-			return err == nil && len(list.Items) > 0 && !slices.ContainsFunc(list.Items, func(pod corev1.Pod) bool {
-				return pod.Annotations[annotation] == "" || pod.DeletionTimestamp != nil
-			})
-		})
+		waitReplaced(t, r, name, annotation)
 		waitGroup(t, name)
 		for _, c := range callersAt(t, name+"."+suite.Tailnet.Domain(), p) {
 			c.CheckIdentity(t)

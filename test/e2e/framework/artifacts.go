@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,7 +55,7 @@ func (r *Release) WriteArtifacts(ctx context.Context, t *testing.T) {
 	command("helm-values.yaml", "helm", "get", "values", r.Name)
 	command("helm-manifest.yaml", "helm", "get", "manifest", r.Name)
 	command("helm-history.txt", "helm", "history", r.Name)
-	command("proxygroups.yaml", kubectl, "get", "proxygroups,proxyclasses", "--output=yaml")
+	command("resources.yaml", kubectl, "get", "proxygroups,proxyclasses,recorders", "--output=yaml")
 	for _, pod := range r.pods(ctx, t, "") {
 		command(pod.Name+".log", kubectl, "logs", pod.Name, "--all-containers")
 		command(pod.Name+"-previous.log", kubectl, "logs", pod.Name, "--all-containers", "--previous")
@@ -105,6 +106,28 @@ func (r *Release) ask(ctx context.Context, pod *corev1.Pod, path string) ([]byte
 		return nil, fmt.Errorf("%s on node %s: %w\n%s", url, node, err, &problem)
 	}
 	return out.Bytes(), nil
+}
+
+// ClusterObjects are the names of what is the release's and has no namespace.
+func (r *Release) ClusterObjects(t *testing.T) []string {
+	t.Helper()
+	var names []string
+	roles, err := r.suite.Kube.RbacV1().ClusterRoles().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range roles.Items {
+		names = append(names, role.Name)
+	}
+	bindings, err := r.suite.Kube.RbacV1().ClusterRoleBindings().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range bindings.Items {
+		names = append(names, b.Name)
+	}
+	// The chart has the namespace in their names, so that releases do not meet there.
+	return slices.DeleteFunc(names, func(name string) bool { return !strings.Contains(name, ":"+r.Namespace+":") })
 }
 
 // Readyz is what the operator's pod answers to /readyz?verbose, also when it is not ready.

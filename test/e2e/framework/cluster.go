@@ -34,11 +34,15 @@ func provider() *cluster.Provider {
 	return cluster.NewProvider(cluster.ProviderWithDocker(), cluster.ProviderWithLogger(kindcmd.NewLogger()))
 }
 
-// clusterConfig has two nodes that pods can be on, so that one can be drained.
+// clusterConfig has two nodes that pods can be on, so that one can be drained. An API server
+// of OpenShift has the admission plugin OwnerReferencesPermissionEnforcement; this one, too.
 func clusterConfig() *v1alpha4.Cluster {
-	schedulable := "kind: InitConfiguration\nnodeRegistration:\n  taints: []\n"
+	const schedulable = "kind: InitConfiguration\nnodeRegistration:\n  taints: []\n"
+	const admission = "kind: ClusterConfiguration\napiServer:\n  extraArgs:\n" +
+		"    - {name: enable-admission-plugins, value: \"NodeRestriction,OwnerReferencesPermissionEnforcement\"}\n"
 	return &v1alpha4.Cluster{
-		TypeMeta: v1alpha4.TypeMeta{APIVersion: "kind.x-k8s.io/v1alpha4", Kind: "Cluster"},
+		TypeMeta:             v1alpha4.TypeMeta{APIVersion: "kind.x-k8s.io/v1alpha4", Kind: "Cluster"},
+		KubeadmConfigPatches: []string{admission},
 		Nodes: []v1alpha4.Node{
 			{Role: v1alpha4.ControlPlaneRole, KubeadmConfigPatches: []string{schedulable}},
 			{Role: v1alpha4.WorkerRole},

@@ -26,9 +26,10 @@ const (
 	unknownEnd = "ContainerStatusUnknown"
 )
 
-// exits notices containers of a namespace that end with another status than 0, and has
-// their logs kept. A
-// Deployment or a StatefulSet replaces what has crashed, so nothing else would tell.
+// exits notices containers of a namespace that end with another status than 0, that are
+// restarted, or whose liveness probes fail, and has their logs kept. A Deployment, a
+// StatefulSet or a kubelet puts another in the place of what has ended, so nothing else
+// would tell.
 type exits struct {
 	pods cache.SharedIndexInformer
 	logs *podLogs
@@ -37,7 +38,7 @@ type exits struct {
 
 	mu     sync.Mutex
 	killed map[string]bool   // IDs of containers that the test has killed
-	failed map[string]string // ID of a container -> how it ended
+	failed map[string]string // ID of a container, or of an event -> what happened
 }
 
 // watchExits notices from now on.
@@ -59,6 +60,11 @@ func (s *Suite) watchExits(namespace string) (*exits, error) {
 		stop()
 		return nil, fmt.Errorf("watching pods of %s: %w", namespace, err)
 	}
+	_, err = factory.Core().V1().Events().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: e.seeEvent})
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("watching events of %s: %w", namespace, err)
+	}
 	factory.Start(ctx.Done())
 	return e, nil
 }
@@ -76,15 +82,34 @@ func (e *exits) see(object any) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, c := range pod.Status.ContainerStatuses {
-		for _, state := range []corev1.ContainerState{c.State, c.LastTerminationState} {
-			if end := state.Terminated; end != nil && end.ExitCode != 0 && end.Reason != unknownEnd {
-				e.failed[end.ContainerID] = fmt.Sprintf("container %s of pod %s ended with status %d (%s)", c.Name, pod.Name, end.ExitCode, end.Reason)
-				if e.killed[end.ContainerID] && end.ExitCode == killedStatus {
-					delete(e.failed, end.ContainerID)
-				}
-			}
-		}
+		e.seeEnd(pod, c.Name, c.State.Terminated, false)
+		e.seeEnd(pod, c.Name, c.LastTerminationState.Terminated, true)
 	}
+}
+
+// seeEnd notes the end of a container, if it has one, and has not ended well or another has
+// been started in its place.
+func (e *exits) seeEnd(pod *corev1.Pod, name string, end *corev1.ContainerStateTerminated, restarted bool) {
+	if end == nil || end.Reason == unknownEnd || end.ExitCode == 0 && !restarted {
+		return
+	}
+	if e.killed[end.ContainerID] && end.ExitCode == killedStatus {
+		return
+	}
+	e.failed[end.ContainerID] = fmt.Sprintf("container %s of pod %s ended with status %d (%s); restarted: %t", name, pod.Name, end.ExitCode, end.Reason, restarted)
+}
+
+// seeEvent notes a liveness probe that got an answer, but no good one, or that could not
+// even ask. One that got none is left out: the machine can be busy.
+func (e *exits) seeEvent(object any) {
+	event, ok := object.(*corev1.Event)
+	if !ok || event.Reason != "Unhealthy" ||
+		!strings.HasPrefix(event.Message, "Liveness probe failed: HTTP probe failed") && !strings.HasPrefix(event.Message, "Liveness probe errored") {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failed[string(event.UID)] = fmt.Sprintf("pod %s: %s", event.InvolvedObject.Name, event.Message)
 }
 
 // expectKill says that the container with this ID is about to be killed.
@@ -114,6 +139,6 @@ func (e *exits) check(t *testing.T) {
 	}
 	slices.Sort(failed)
 	if len(failed) > 0 {
-		t.Errorf("containers have failed:\n%s", strings.Join(failed, "\n"))
+		t.Errorf("containers have failed, or were restarted:\n%s", strings.Join(failed, "\n"))
 	}
 }

@@ -8,7 +8,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
+	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -57,5 +60,31 @@ func (l *podLogs) follow(ctx context.Context, pod *corev1.Pod) {
 			defer func() { _ = file.Close() }()
 			_, _ = io.Copy(file, stream)
 		})
+	}
+}
+
+// checkLogs fails the test if the pods of a release that was uninstalled in order lacked a
+// right, or if cleaning up took more than asking the operator. All pods have ended.
+//
+// Who lacks a right often tries again, or does without, so that nothing else would tell.
+// (The log also has what callers may not do, in other words.)
+func (r *Release) checkLogs(t *testing.T) {
+	t.Helper()
+	denied := regexp.MustCompile(`User \\*"system:serviceaccount:` + r.Namespace + `:[^"]+" cannot `)
+	firm := regexp.MustCompile(`"note":"[^"]`)
+	paths, err := filepath.Glob(filepath.Join(r.exits.logs.dir, "*.log"))
+	if err != nil || len(paths) == 0 {
+		t.Errorf("no logs in %s: %v", r.exits.logs.dir, err)
+	}
+	for _, path := range paths {
+		content, err := os.ReadFile(path) //nolint:gosec // in the folder of artifacts
+		if err != nil {
+			t.Error(err)
+		}
+		for line := range strings.Lines(string(content)) {
+			if denied.MatchString(line) || firm.MatchString(line) {
+				t.Errorf("%s: %s", filepath.Base(path), line)
+			}
+		}
 	}
 }

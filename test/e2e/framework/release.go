@@ -50,6 +50,8 @@ type Release struct {
 	suite     *Suite
 	exits     *exits
 	installed bool
+	// uninstalled: by Uninstall, in order.
+	uninstalled bool
 }
 
 // NewRelease makes a namespace for a release, which the end of the test removes together
@@ -202,7 +204,7 @@ func (r *Release) Rollback(t *testing.T, revision string) {
 func (r *Release) Uninstall(t *testing.T) {
 	t.Helper()
 	helm.DeleteContext(t, t.Context(), r.options(t, *patience), r.Name, true)
-	r.installed = false
+	r.installed, r.uninstalled = false, true
 }
 
 // cleanup takes down what the test left, with artifacts if it failed, and checks that the
@@ -223,6 +225,9 @@ func (r *Release) cleanup(t *testing.T) {
 	}
 	r.deleteNamespace(t)
 	r.exits.check(t)
+	if r.uninstalled {
+		r.checkLogs(t)
+	}
 	for _, device := range r.Devices() {
 		if err := r.suite.Tailnet.Remove(device.Name); err != nil {
 			t.Error(err)

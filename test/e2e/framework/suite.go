@@ -39,13 +39,16 @@ const (
 // OperatorTag is the tag of the operator's device by default.
 const OperatorTag = "tag:k8s-operator"
 
+// RecorderTag is the tag of recorders in the examples.
+const RecorderTag = "tag:k8s-recorder"
+
 // GroupTags are the tags of ProxyGroups' replicas.
 var GroupTags = []string{"tag:k8s", "tag:k8s-tools"}
 
 // TagOwners are the owners of tags as the documentation has them: the operator's OAuth
-// client gives replicas theirs.
+// client gives replicas and recorders theirs.
 func TagOwners() map[string][]string {
-	owners := map[string][]string{}
+	owners := map[string][]string{RecorderTag: {OperatorTag}}
 	for _, tag := range GroupTags {
 		owners[tag] = []string{OperatorTag}
 	}
@@ -68,6 +71,7 @@ type Suite struct {
 	gateway string // of the cluster's network
 	image   loadedImage
 	logs    *logFile
+	grants  grants
 	payload payload
 }
 
@@ -174,11 +178,12 @@ func (s *Suite) startTailnet(ctx context.Context) error {
 	if err := s.Tailnet.SetTagOwners(TagOwners()); err != nil {
 		return err
 	}
-	var grants []tailnet.Grant
-	for _, tag := range []string{OperatorTag, "tag:k8s"} {
-		grants = append(grants, tailnet.KubernetesGrant(Alice, tag, Admins))
-	}
-	return s.Tailnet.SetGrants(grants...)
+	return s.grants.change(s.Tailnet, func(all []*tailnet.Grant) []*tailnet.Grant {
+		for _, tag := range []string{OperatorTag, "tag:k8s"} {
+			all = append(all, new(tailnet.KubernetesGrant(Alice, tag, Admins)))
+		}
+		return all
+	})
 }
 
 // startClients starts the three clients at the same time.
