@@ -57,8 +57,9 @@ type ProxyGroupSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == 'kube-apiserver'",message="this operator serves ProxyGroups of the type kube-apiserver only; ingress and egress need the official operator of Tailscale"
 	Type ProxyGroupType `json:"type"`
 
-	// Tags of the replicas' devices and of the Tailscale Service. Without it they are the
-	// operator's default, tag:k8s unless configured otherwise. They cannot be changed later.
+	// Tags of the replicas' devices and of the Tailscale Service. Without it they are what the
+	// operator's default (tag:k8s unless configured otherwise) is when it first sees the
+	// ProxyGroup: the annotation tailscale.com/tags notes them. They cannot be changed later.
 	// +optional
 	// +kubebuilder:validation:MaxItems=32
 	Tags []Tag `json:"tags,omitempty"`

@@ -14,6 +14,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
@@ -116,6 +117,27 @@ func TestDefaultClass(t *testing.T) {
 	if got := w.statefulSet(g).Spec.Template.Spec.Containers[0].Image; got != "example.com/tailhelm:default" {
 		t.Errorf("image %s", got)
 	}
+}
+
+// A group without tags keeps those that were the default when it was first seen: its
+// devices have them, and only devices with the group's tags are deleted.
+func TestDefaultTags(t *testing.T) {
+	w := newWorld(t)
+	g := w.group(replicas(1))
+	w.waitReady(g)
+	w.stop()
+	w.config.Tags = []string{"tag:k8s-tools"}
+	w.start()
+	w.edit(g, func(g *v1alpha1.ProxyGroup) { g.Spec.Replicas = ptr.To[int32](2) })
+	w.waitReady(g)
+	if tags := w.service(t.Context(), "svc:"+g.Name).Tags; !slices.Equal(tags, []string{tagK8s}) {
+		t.Errorf("the Service has the tags %q, want %s", tags, tagK8s)
+	}
+	if err := w.client.Delete(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	w.waitGone(g)
+	w.checkNothingLeft(g)
 }
 
 // A class says which of its fields do nothing.

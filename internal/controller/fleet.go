@@ -201,14 +201,21 @@ func (o *operator) mayReconcile(k kind, object parent) bool {
 }
 
 // claim makes a parent this operator's, and keeps it until its objects in the tailnet are
-// gone.
-func (o *operator) claim(ctx context.Context, k kind, object parent) error {
+// gone. notes are annotations that it gets where it has none of these names.
+func (o *operator) claim(ctx context.Context, k kind, object parent, notes map[string]string) error {
 	base := copyOf(object)
-	claim := o.config.Operator != "" && object.GetAnnotations()[annotationOperator] == ""
-	if claim {
-		annotate(object, annotationOperator, o.config.Operator)
+	changed := controllerutil.AddFinalizer(object, finalizer)
+	note := func(name, value string) {
+		if value != "" && object.GetAnnotations()[name] == "" {
+			annotate(object, name, value)
+			changed = true
+		}
 	}
-	if controllerutil.AddFinalizer(object, finalizer) || claim {
+	note(annotationOperator, o.config.Operator)
+	for name, value := range notes {
+		note(name, value)
+	}
+	if changed {
 		if err := o.client.Patch(ctx, object, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
 			return fmt.Errorf("making the %s this operator's: %w", k.name, err)
 		}

@@ -25,11 +25,14 @@ const (
 )
 
 // Annotations of a ProxyGroup by which people decide what the controller must not
-// decide alone.
+// decide alone, or by which it notes what it has decided once.
 const (
 	// annotationOperator is the name of the operator that the group is for. A group without
 	// it gets the name of the operator that sees it first.
 	annotationOperator = "tailscale.com/operator"
+	// annotationTags are the default tags, "tag:a,tag:b", of when a group without tags of its
+	// own was first seen: its devices keep theirs, whatever the default becomes.
+	annotationTags = "tailscale.com/tags"
 	// annotationTakeOver names a Service ("svc:kube") that is taken over from an owner
 	// that is gone for good.
 	annotationTakeOver = "tailscale.com/take-over-service"

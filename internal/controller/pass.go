@@ -30,13 +30,20 @@ type pass struct {
 
 // newPass returns a pass over group.
 func (g *groups) newPass(group *v1alpha1.ProxyGroup) *pass {
-	tags := g.config.Tags
-	if len(group.Spec.Tags) > 0 {
-		tags = tagNames(group.Spec.Tags)
-	}
-	p := &pass{fleet: g.newFleet(proxyGroupKind, group, tags), groups: g, group: group}
+	p := &pass{fleet: g.newFleet(proxyGroupKind, group, g.tagsOf(group)), groups: g, group: group}
 	p.sharedName, p.current, p.leave = tlsSecretName(group.Name), p.serves, p.leaveServices
 	return p
+}
+
+// tagsOf returns the tags of the group's devices.
+func (g *groups) tagsOf(group *v1alpha1.ProxyGroup) []string {
+	if len(group.Spec.Tags) > 0 {
+		return tagNames(group.Spec.Tags)
+	}
+	if noted := group.Annotations[annotationTags]; noted != "" {
+		return strings.Split(noted, ",")
+	}
+	return g.config.Tags
 }
 
 // tagNames returns tags as strings.

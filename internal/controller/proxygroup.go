@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,7 +61,11 @@ func (g *groups) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resu
 		}
 		return result, err
 	}
-	if err := g.claim(ctx, proxyGroupKind, group); err != nil {
+	notes := map[string]string{}
+	if len(group.Spec.Tags) == 0 {
+		notes[annotationTags] = strings.Join(g.config.Tags, ",")
+	}
+	if err := g.claim(ctx, proxyGroupKind, group, notes); err != nil {
 		return ctrl.Result{}, err
 	}
 	p := g.newPass(group)

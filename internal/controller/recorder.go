@@ -51,7 +51,7 @@ func (rs *recorders) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	if !recorder.DeletionTimestamp.IsZero() {
 		return rs.newPass(recorder).delete(ctx)
 	}
-	if err := rs.claim(ctx, recorderKind, recorder); err != nil {
+	if err := rs.claim(ctx, recorderKind, recorder, nil); err != nil {
 		return ctrl.Result{}, err
 	}
 	p := rs.newPass(recorder)
