@@ -19,7 +19,7 @@ func TestCustomResources(t *testing.T) {
 
 	mustRun(t, r.upgrade(t.Context(), "plain", "first", "--set", "installCRDs=false,fullnameOverride=plain"))
 	out, err := r.upgrade(t.Context(), "plain", "first", "--values", example, "--set", "installCRDs=false,fullnameOverride=plain").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "helm show crds <this chart> | kubectl apply --server-side --filename -") {
+	if err == nil || !strings.Contains(string(out), "helm show crds <this chart> | kubectl apply --server-side --force-conflicts --filename -") {
 		t.Errorf("an upgrade to ProxyGroups without their definitions: %v\n%s", err, out)
 	}
 	out, err = r.upgrade(t.Context(), "plain", "first", "--set", "recorders[0].name=recorder,installCRDs=false,fullnameOverride=plain,oauth.clientId=a,oauth.clientSecret=b").CombinedOutput()
@@ -54,11 +54,30 @@ func TestCustomResources(t *testing.T) {
 	}
 	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
 
-	// What validate.yaml tells people to run.
-	mustRun(t, r.Kubectl(t.Context(), "delete", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
+	testShownDefinitions(t, r)
+}
+
+// testShownDefinitions runs what validate.yaml and the chart's README tell people to run: where there are no
+// definitions, and over those of an older release, which helm or the operator has applied.
+func testShownDefinitions(t *testing.T, r *rig) {
+	t.Helper()
+	names := []string{"proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"}
 	definitions := output(t, r.Helm(t.Context(), "show", "crds", chart))
-	apply := r.Kubectl(t.Context(), "apply", "--server-side", "--filename", "-")
-	apply.Stdin = strings.NewReader(definitions)
-	mustRun(t, apply)
-	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
+	const annotation = "tailhelm.github.io/revision: "
+	older := strings.ReplaceAll(definitions, annotation+`"`, annotation+`"older-`)
+	for _, manager := range []string{"", "helm", "tailhelm"} {
+		mustRun(t, r.Kubectl(t.Context(), append([]string{"delete", "crd"}, names...)...))
+		if manager != "" {
+			before := r.Kubectl(t.Context(), "apply", "--server-side", "--field-manager="+manager, "--filename", "-")
+			before.Stdin = strings.NewReader(older)
+			mustRun(t, before)
+		}
+		apply := r.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "--filename", "-")
+		apply.Stdin = strings.NewReader(definitions)
+		mustRun(t, apply)
+		got := output(t, r.Kubectl(t.Context(), append([]string{"get", "--output=yaml", "crd"}, names...)...))
+		if strings.Contains(got, "older-") || strings.Count(got, annotation) != len(names) {
+			t.Errorf("definitions of manager %q were not replaced:\n%s", manager, got)
+		}
+	}
 }
