@@ -33,6 +33,11 @@ func TestCustomResources(t *testing.T) {
 	if got := output(t, r.Kubectl(t.Context(), "get", "proxygroup", "my-cluster", "--output=jsonpath={.metadata.annotations.tailscale\\.com/operator}")); got != "first/operator" {
 		t.Errorf("the ProxyGroup's operator is %q", got)
 	}
+	// What the API server would refuse half-way is refused before.
+	out, err = r.upgrade(t.Context(), "first", "first", "--values", example, "--set", "proxyConfig.defaultTags=tag:other").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "give it in proxyGroups `tags: [\"tag:k8s\"]`, as they are") {
+		t.Errorf("an upgrade to other tags of a ProxyGroup: %v\n%s", err, out)
+	}
 	// The operator adds the definition that an older release did not bring, and no other.
 	mustRun(t, r.Kubectl(t.Context(), "delete", "crd", "recorders.tailscale.com"))
 	add := func(name string) ([]byte, error) {

@@ -248,6 +248,11 @@ true
 {{- get (dict "acme" "acme" "secret" "file" "off" "off" "false" "off") $source -}}
 {{- end -}}
 
+{{/* Tags of ProxyGroups that name none, as the operator reads them. */}}
+{{- define "tailscale-operator.proxyTags" -}}
+{{- .Values.proxyConfig.defaultTags | default "tag:k8s" | splitList "," | toYaml -}}
+{{- end -}}
+
 {{/* Not empty if the chart itself renders the OAuth client's Secret. */}}
 {{- define "tailscale-operator.rendersOAuthSecret" -}}
 {{- if and .Values.oauth.clientId .Values.oauth.clientSecret -}}
