@@ -17,8 +17,12 @@ func TestCustomResources(t *testing.T) {
 	r.namespace(t, "second")
 	example := exampleFiles(t)["ha-auth"]
 
-	mustRun(t, r.upgrade(t.Context(), "plain", "first", "--set", "installCRDs=false,fullnameOverride=plain"))
 	out, err := r.upgrade(t.Context(), "plain", "first", "--values", example, "--set", "installCRDs=false,fullnameOverride=plain").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "or set installCRDs to true") {
+		t.Errorf("an installation of ProxyGroups without their definitions: %v\n%s", err, out)
+	}
+	mustRun(t, r.upgrade(t.Context(), "plain", "first", "--set", "installCRDs=false,fullnameOverride=plain"))
+	out, err = r.upgrade(t.Context(), "plain", "first", "--values", example, "--set", "installCRDs=false,fullnameOverride=plain").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "helm show crds <this chart> | kubectl apply --server-side --force-conflicts --filename -") {
 		t.Errorf("an upgrade to ProxyGroups without their definitions: %v\n%s", err, out)
 	}
