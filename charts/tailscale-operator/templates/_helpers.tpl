@@ -253,6 +253,21 @@ true
 {{- .Values.proxyConfig.defaultTags | default "tag:k8s" | splitList "," | toYaml -}}
 {{- end -}}
 
+{{/*
+Tags of the release's proxies, which send recordings. With no proxy among the values they are those that the proxy in
+the operator's pod would have.
+*/}}
+{{- define "tailscale-operator.senders" -}}
+{{- $groupTags := list -}}
+{{- range .Values.proxyGroups -}}
+{{- $groupTags = concat $groupTags (.tags | default (include "tailscale-operator.proxyTags" $ | fromYamlArray)) | uniq -}}
+{{- end -}}
+{{- if or (ne (include "tailscale-operator.mode" .) "false") (empty $groupTags) -}}
+{{- $groupTags = concat .Values.operatorConfig.defaultTags $groupTags | uniq -}}
+{{- end -}}
+{{- toYaml $groupTags -}}
+{{- end -}}
+
 {{/* Not empty if the chart itself renders the OAuth client's Secret. */}}
 {{- define "tailscale-operator.rendersOAuthSecret" -}}
 {{- if and .Values.oauth.clientId .Values.oauth.clientSecret -}}
