@@ -33,7 +33,7 @@ const (
 var issueBackoff = wait.Backoff{Duration: 5 * time.Second, Factor: 2, Jitter: 0.1, Steps: 10, Cap: 30 * time.Minute}
 
 // errHTTPSDisabled is why a tailnet issues no certificate at all.
-var errHTTPSDisabled = errors.New("the tailnet issues no certificates: enable HTTPS in its DNS settings, or choose another source of TLS (file, off)")
+var errHTTPSDisabled = errors.New("the tailnet issues no certificates: enable HTTPS in its DNS settings")
 
 // Certificates keep the certificate for the node's name in memory. It is issued
 // by the tailnet's ACME flow and renewed in the background.
@@ -146,7 +146,7 @@ func (c *Certificates) domain() string {
 // next refresh gets its result.
 func (c *Certificates) refresh(ctx context.Context, domain string) error {
 	if domain == "" {
-		return errHTTPSDisabled
+		return fmt.Errorf("%w, or set tls.source (--tls) to another", errHTTPSDisabled)
 	}
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()

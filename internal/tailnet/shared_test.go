@@ -338,6 +338,9 @@ func TestSharedCertificateFailures(t *testing.T) {
 				if !strings.Contains(errors.Join(ready...).Error(), tc.want) || !strings.Contains(errors.Join(ready...).Error(), "waiting for the replica that orders it") {
 					t.Errorf("ready: %v, want %q of one and that the other waits", ready, tc.want)
 				}
+				if strings.Contains(errors.Join(ready...).Error(), "tls.source") {
+					t.Errorf("ready: %v, but replicas have no other source of certificates", ready)
+				}
 				orders, _ := g.ordered()
 				if _, limited := local.RateLimitRetryAfter(tc.fails); limited && len(orders) != 1 {
 					t.Errorf("%d orders in a minute, want one in the hour", len(orders))
