@@ -100,9 +100,9 @@ func TestExitStatus(t *testing.T) {
 		"argument":         {[]string{"proxy", "x"}, nil, 2, "", `tailhelm: unknown command "x" for "tailhelm proxy"` + "\n"},
 		"malformed flag":   {[]string{"proxy", "--drain-timeout", "soon"}, nil, 2, "", `tailhelm: invalid argument "soon" for "--drain-timeout" flag: `},
 		"bad mode":         {[]string{"proxy", "--mode", "true"}, nil, 2, "", `tailhelm: --mode="true": choose auth or noauth` + "\n"},
-		"bad log level":    {[]string{"proxy", "--log-level", "loud"}, nil, 2, "", `tailhelm: --log-level="loud": choose debug, info, warn or error` + "\n"},
+		"bad log level":    {[]string{"proxy", "--log-level", "loud"}, nil, 2, "", `tailhelm: --log-level="loud": choose debug (or dev), info, warn or error` + "\n"},
 		"bad environment":  {[]string{"operator"}, vars{"APISERVER_PROXY": "yes"}, 2, "", `tailhelm: APISERVER_PROXY="yes": choose true, false or noauth` + "\n"},
-		"bad logging":      {[]string{"operator"}, vars{"OPERATOR_LOGGING": "loud"}, 2, "", `tailhelm: OPERATOR_LOGGING="loud": choose debug, info, warn or error` + "\n"},
+		"bad logging":      {[]string{"operator"}, vars{"OPERATOR_LOGGING": "loud"}, 2, "", `tailhelm: OPERATOR_LOGGING="loud": choose debug (or dev), info, warn or error` + "\n"},
 		"operator, no API": {[]string{"operator"}, operatorEnv.with("KUBECONFIG", "/nowhere"), 2, "", `tailhelm: KUBECONFIG="/nowhere": `},
 		"address in use":   {[]string{"operator", "--metrics-address", forever.Listener.Addr().String()}, nil, 2, "", `tailhelm: --metrics-address="` + forever.Listener.Addr().String() + `": listen tcp`},
 	} {

@@ -135,12 +135,12 @@ func loginServer(setting, value string) (string, error) {
 	return strings.TrimSuffix(value, "/"), nil
 }
 
-// newLogger returns a JSON logger for a level.
+// newLogger returns a JSON logger for a level. "dev" is the official operator's word for debug.
 func newLogger(w io.Writer, setting, level string) (*slog.Logger, error) {
 	levels := map[string]slog.Level{"": slog.LevelInfo, "info": slog.LevelInfo, "debug": slog.LevelDebug, "dev": slog.LevelDebug, "warn": slog.LevelWarn, "error": slog.LevelError}
 	l, ok := levels[level]
 	if !ok {
-		return nil, badSetting(setting, level, "choose debug, info, warn or error")
+		return nil, badSetting(setting, level, "choose debug (or dev), info, warn or error")
 	}
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})), nil
 }

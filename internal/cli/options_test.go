@@ -119,5 +119,5 @@ func TestNewLogger(t *testing.T) {
 		}
 	}
 	_, err := newLogger(&bytes.Buffer{}, "--log-level", "INFO")
-	checkSetting(t, err, `--log-level="INFO": choose debug, info, warn or error`)
+	checkSetting(t, err, `--log-level="INFO": choose debug (or dev), info, warn or error`)
 }
