@@ -123,8 +123,9 @@ func TestGolden(t *testing.T) {
 const manifestHeader = "# Generated from charts/tailscale-operator by go test ./test/chart -update. Do not edit.\n"
 
 // operatorHeader is what the release's administrator would have made before helm did.
-const operatorHeader = `# Set client_id and client_secret below, and APISERVER_PROXY of the Deployment to "true" or
-# "noauth". For "true", apply authproxy-rbac.yaml, too.
+const operatorHeader = `# No image has been published yet: README.md says how to build and push one. Put its name in the place of ghcr.io/tailhelm/tailhelm below.
+# Set client_id and client_secret below, and APISERVER_PROXY of the Deployment to "true" or
+# "noauth". For "true", and for ProxyGroups of mode auth, apply authproxy-rbac.yaml, too.
 ---
 apiVersion: v1
 kind: Namespace
