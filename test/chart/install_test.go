@@ -90,7 +90,7 @@ func (r *rig) admit(t *testing.T, namespace string) {
 func (r *rig) left(t *testing.T, release string) []string {
 	t.Helper()
 	kinds := "proxygroups,proxyclasses,recorders,deployments,jobs,secrets,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings," +
-		"networkpolicies,poddisruptionbudgets" + r.monitoring
+		"networkpolicies,poddisruptionbudgets,validatingadmissionpolicies,validatingadmissionpolicybindings" + r.monitoring
 	out := output(t, r.Kubectl(t.Context(), "get", kinds, "--all-namespaces", "--output=name", "--selector=app.kubernetes.io/component!=state,app.kubernetes.io/instance="+release)) // state is kept: see TestLeftAfterUninstall
 	return strings.Fields(out)
 }
@@ -124,6 +124,7 @@ func TestExamples(t *testing.T) {
 	t.Run("two releases", func(t *testing.T) { testTwoReleases(t, r) })
 	t.Run("static manifests", func(t *testing.T) { testManifests(t, r) })
 	t.Run("permissions", func(t *testing.T) { testPermissions(t, r) })
+	t.Run("admission policy", func(t *testing.T) { testAdmissionPolicy(t, r) })
 }
 
 // testDocumentedCommands runs the install commands of the documentation of the official chart.

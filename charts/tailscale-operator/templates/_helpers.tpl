@@ -55,6 +55,16 @@ separator that neither can contain, so that no two releases in a cluster collide
 {{- printf "tailscale-auth-proxy:%s:%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
 {{- end -}}
 
+{{/* Name of the admission policy. It is one like a domain's: a namespace has no dot. */}}
+{{- define "tailscale-operator.admissionPolicy" -}}
+{{- printf "tailscale-operator.%s.%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}
+{{- end -}}
+
+{{/* Whether the policy is made: Kubernetes has such policies since 1.30. */}}
+{{- define "tailscale-operator.hasAdmissionPolicy" -}}
+{{- if and .Values.admissionPolicy.enabled (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) -}}true{{- end -}}
+{{- end -}}
+
 {{/* Name of the cluster-scoped objects of the controllers. */}}
 {{- define "tailscale-operator.controllersName" -}}
 {{- printf "tailscale-operator:%s:%s" (include "tailscale-operator.namespace" .) (include "tailscale-operator.fullname" .) -}}

@@ -126,8 +126,17 @@ func (r *Release) ClusterObjects(t *testing.T) []string {
 	for _, b := range bindings.Items {
 		names = append(names, b.Name)
 	}
+	policies, err := r.suite.Kube.AdmissionregistrationV1().ValidatingAdmissionPolicies().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range policies.Items {
+		names = append(names, p.Name)
+	}
 	// The chart has the namespace in their names, so that releases do not meet there.
-	return slices.DeleteFunc(names, func(name string) bool { return !strings.Contains(name, ":"+r.Namespace+":") })
+	return slices.DeleteFunc(names, func(name string) bool {
+		return !strings.Contains(name, ":"+r.Namespace+":") && !strings.Contains(name, "."+r.Namespace+".")
+	})
 }
 
 // Readyz is what the operator's pod answers to /readyz?verbose, also when it is not ready.
