@@ -99,29 +99,39 @@ func (s *SecretStore) Restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading Secret %s: %w", s.name, err)
 	}
-	s.mu.Lock()
-	lost, owes, data := secret.UID != s.uid, len(s.owed) > 0, maps.Clone(s.data)
-	s.mu.Unlock()
-	delete(data, KeyReissue) // may have been answered long ago
-	for key := range data {
-		_, has := secret.Data[key]
-		lost = lost || !has && !reported[key]
-	}
-	switch {
-	case lost:
+	lost := s.oweLost(secret)
+	if lost {
 		s.log.WarnContext(ctx, "the device's state was lost, and is put back", "secret", s.name)
-	case owes:
-		data = nil
-	default:
+	}
+	if !lost && len(s.owing()) == 0 {
 		return nil
 	}
-	if err := s.write(ctx, data); err != nil {
+	if err := s.write(ctx, nil); err != nil {
 		return fmt.Errorf("restoring Secret %s: %w", s.name, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.uid = secret.UID
 	return nil
+}
+
+// oweLost makes everything owed when the Secret is another one or lacks what it had, and
+// reports whether so. Values are read when it is their turn to be sent: Tailscale's code may
+// write others until then.
+func (s *SecretStore) oweLost(secret *corev1.Secret) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lost := secret.UID != s.uid
+	for key := range s.data {
+		_, has := secret.Data[key]
+		lost = lost || !has && !reported[key] && !s.owed[key]
+	}
+	for key := range s.data {
+		if lost && key != KeyReissue { // that may have been answered long ago
+			s.owed[key] = true
+		}
+	}
+	return lost
 }
 
 // retry calls f until it succeeds, its error is final or ctx is done, and returns

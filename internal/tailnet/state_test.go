@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"tailscale.com/ipn"
@@ -292,6 +293,89 @@ func TestRestore(t *testing.T) {
 			check(map[string][]byte{"_machinekey": []byte("m"), KeyPodUID: []byte("u")})
 		})
 	}
+}
+
+// What Tailscale's code writes while the Secret is restored is newer than what is put back.
+func TestWriteStateDuringRestore(t *testing.T) {
+	for name, first := range map[string]func(*testing.T, *SecretStore) error{
+		"that waits for a report": func(t *testing.T, s *SecretStore) error {
+			return s.write(t.Context(), map[string][]byte{KeyPodUID: []byte("u")})
+		},
+		"that is under way": func(*testing.T, *SecretStore) error { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := secrets(map[string][]byte{"a": []byte("1"), "gone": []byte("g"), "same": []byte("s")})
+				s, err := load(t, client)
+				if err != nil {
+					t.Fatal(err)
+				}
+				empty := []byte(`{"data":null}`)
+				if _, err := client.CoreV1().Secrets("tailscale").Patch(t.Context(), "operator", types.MergePatchType, empty, metav1.PatchOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				back := time.Now().Add(10 * time.Second)
+				client.PrependReactor("patch", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+					return time.Now().Before(back), nil, away
+				})
+				done := make(chan error, 2)
+				go func() { done <- first(t, s) }()
+				synctest.Wait()
+				go func() { done <- s.Restore(t.Context()) }()
+				synctest.Wait()
+				for key, value := range map[ipn.StateKey][]byte{"a": []byte("2"), "gone": nil} {
+					if err := s.WriteState(key, value); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range 2 {
+					if err := <-done; err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := s.Restore(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := s.ReadState("a"); string(got) != "2" || err != nil {
+					t.Errorf("read %q, %v", got, err)
+				}
+				data := stored(t, client)
+				delete(data, KeyPodUID)
+				if diff := cmp.Diff(map[string][]byte{"a": []byte("2"), "same": []byte("s")}, data); diff != "" {
+					t.Errorf("Secret (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// What the Secret never had is owed, and not lost.
+func TestRestoreOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := secrets(map[string][]byte{"a": []byte("1")})
+		var log strings.Builder
+		s := NewSecretStore(client, "tailscale", "operator", slog.New(slog.NewTextHandler(&log, nil)))
+		if err := s.Load(t.Context(), func(error) {}); err != nil {
+			t.Fatal(err)
+		}
+		back := time.Now().Add(time.Minute)
+		client.PrependReactor("patch", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return time.Now().Before(back), nil, away
+		})
+		if err := s.WriteState("new", []byte("n")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Until(back))
+		if err := s.Restore(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(log.String(), "was lost") {
+			t.Errorf("log: %s", log.String())
+		}
+		if diff := cmp.Diff(map[string][]byte{"a": []byte("1"), "new": []byte("n")}, stored(t, client)); diff != "" {
+			t.Errorf("Secret (-want +got):\n%s", diff)
+		}
+	})
 }
 
 func TestWriteStateForbidden(t *testing.T) {
