@@ -175,6 +175,33 @@ func TestForeignService(t *testing.T) {
 	}
 }
 
+// Whatever else is another's, replicas stop when their Service is.
+func TestForeignServiceAndSecret(t *testing.T) {
+	w := newWorld(t)
+	g := w.group(replicas(1))
+	w.waitReady(g)
+	w.stop()
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: configSecretName(g.Name, 0), Namespace: w.namespace}}
+	if err := w.client.Delete(t.Context(), secret.DeepCopy()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.Create(t.Context(), secret); err != nil { // nobody's, and so not the group's
+		t.Fatal(err)
+	}
+	s := *w.service(t.Context(), "svc:"+g.Name)
+	s.Annotations = map[string]string{ownerAnnotation: owner{OperatorID: "elsewhere", Resource: &resource{Kind: "ProxyGroup", Name: "kube", UID: "u"}}.annotation()}
+	w.put(s)
+	w.start()
+	w.waitCondition(g, v1alpha1.KubeAPIServerProxyValid, metav1.ConditionFalse, "elsewhere")
+	w.eventually("no replica", func(ctx context.Context) error {
+		var pods corev1.PodList
+		if err := w.client.List(ctx, &pods, client.InNamespace(w.namespace)); err != nil || len(pods.Items) > 0 {
+			return fmt.Errorf("%d pods, %w", len(pods.Items), err)
+		}
+		return nil
+	})
+}
+
 // A Service that somebody made by hand is not touched either.
 func TestHandmadeService(t *testing.T) {
 	w := newWorld(t)

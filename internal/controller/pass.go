@@ -71,11 +71,13 @@ func (p *pass) run(ctx context.Context) error {
 	if err := p.ensureService(ctx); err != nil || !p.mayRun() {
 		return err
 	}
-	if err := p.ensureSecrets(ctx); err != nil || p.invalid != "" && !p.foreign {
-		return err
-	}
-	if err := p.ensureKeys(ctx); err != nil {
-		return err
+	if !p.foreign { // replicas that are to stop need neither, and a Secret that is another's keeps none running
+		if err := p.ensureSecrets(ctx); err != nil || p.invalid != "" {
+			return err
+		}
+		if err := p.ensureKeys(ctx); err != nil {
+			return err
+		}
 	}
 	if p.noClass != "" {
 		return nil // what runs goes on as it is

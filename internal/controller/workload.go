@@ -51,8 +51,8 @@ func (p *pass) ensureWorkload(ctx context.Context) error {
 	if len(unknown) > 0 {
 		p.event(corev1.EventTypeWarning, "ServiceMonitorUnknown", "ApplyWorkload", "the ProxyClass wants a ServiceMonitor, but the cluster does not know this kind: install Prometheus' operator")
 	}
-	if err := p.prune(ctx, objects); err != nil {
-		return err
+	if err := p.prune(ctx, objects); err != nil || p.foreign {
+		return err // no replica is to be reached
 	}
 	return p.publishEndpoints(ctx, ports)
 }
