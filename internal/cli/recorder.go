@@ -38,6 +38,7 @@ type recorderOptions struct {
 	logLevel       string
 	drainTimeout   time.Duration
 	keep           time.Duration
+	atLeast        time.Duration
 	total          string
 	recording      string
 	free           string
@@ -80,6 +81,7 @@ func newRecorderCommand(o *recorderOptions, env environment, logs io.Writer) *co
 	flags.DurationVar(&o.drainTimeout, "drain-timeout", time.Minute, "how long open recordings may go on after SIGTERM")
 	flags.DurationVar(&o.keep, "keep", 0, "how long recordings are kept, for example 720h; 0 means forever")
 	flags.StringVar(&o.total, "max-total", "0", "how much all recordings may take, for example 10Gi; the oldest are deleted first; 0 means all there is")
+	flags.DurationVar(&o.atLeast, "keep-at-least", 7*24*time.Hour, "how long recordings are kept from --max-total; while younger ones take all of it, recordings are refused; 0 means that any can be deleted")
 	flags.StringVar(&o.recording, "max-recording", "1Gi", "how much one recording may take; a session that must be recorded ends there; 0 means all there is")
 	flags.StringVar(&o.free, "min-free", "256Mi", "how much of the file system is left free; recordings are refused below")
 	flags.IntVar(&o.open, "max-open", 1000, "how many recordings may be made at a time")
@@ -118,10 +120,13 @@ func (o *recorderOptions) check() error {
 	if o.keep < 0 {
 		return badSetting("--keep", o.keep.String(), "give a duration, for example 720h, or 0 for forever")
 	}
+	if o.atLeast < 0 {
+		return badSetting("--keep-at-least", o.atLeast.String(), "give a duration, for example 168h, or 0 for none")
+	}
 	if o.open <= 0 {
 		return badSetting("--max-open", fmt.Sprint(o.open), "give a number above 0")
 	}
-	o.limits = recorder.Limits{Age: o.keep, Open: o.open}
+	o.limits = recorder.Limits{Age: o.keep, AtLeast: o.atLeast, Open: o.open}
 	for _, size := range []struct {
 		flag, value string
 		to          *int64

@@ -21,7 +21,7 @@ func TestRecorderOptions(t *testing.T) {
 		want string // the setting that is wrong and its value, if one is
 	}{
 		"defaults":          {nil, ""},
-		"all":               {[]string{"--keep=720h", "--max-total=10Gi", "--max-recording=0", "--min-free=1Gi", "--max-open=5", "--from=tag:a,tag:b", "--tags=tag:r"}, ""},
+		"all":               {[]string{"--keep=720h", "--keep-at-least=24h", "--max-total=10Gi", "--max-recording=0", "--min-free=1Gi", "--max-open=5", "--from=tag:a,tag:b", "--tags=tag:r"}, ""},
 		"no folder":         {[]string{"--dir="}, `--dir=""`},
 		"no such folder":    {[]string{"--dir=" + filepath.Join(dir, "none")}, "--dir="},
 		"a bad name":        {[]string{"--hostname=a.b"}, `--hostname="a.b"`},
@@ -31,6 +31,7 @@ func TestRecorderOptions(t *testing.T) {
 		"a bad size":        {[]string{"--max-total=10GB"}, `--max-total="10GB"`},
 		"a negative size":   {[]string{"--min-free=-1"}, `--min-free="-1"`},
 		"a negative age":    {[]string{"--keep=-1h"}, `--keep="-1h0m0s"`},
+		"a negative floor":  {[]string{"--keep-at-least=-1h"}, `--keep-at-least="-1h0m0s"`},
 		"none open":         {[]string{"--max-open=0"}, `--max-open="0"`},
 		"no time to drain":  {[]string{"--drain-timeout=0"}, `--drain-timeout="0s"`},
 		"no port":           {[]string{"--metrics-address=localhost"}, `--metrics-address="localhost"`},
@@ -52,7 +53,7 @@ func TestRecorderOptions(t *testing.T) {
 			if err != nil && strings.Contains(err.Error(), "\n") {
 				t.Errorf("the error has several lines: %q", err)
 			}
-			if want := (recorder.Limits{Age: 720 * 3600e9, Total: 10 << 30, Free: 1 << 30, Open: 5}); name == "all" && o.limits != want {
+			if want := (recorder.Limits{Age: 720 * 3600e9, AtLeast: 24 * 3600e9, Total: 10 << 30, Free: 1 << 30, Open: 5}); name == "all" && o.limits != want {
 				t.Errorf("limits %+v, want %+v", o.limits, want)
 			}
 		})

@@ -12,13 +12,15 @@
 //
 //   - An acknowledgement means that the bytes are on the disk: they were synced before.
 //   - Only devices with one of the allowed tags can send anything, by what the tailnet
-//     says of their address. Nothing can be read, changed or deleted over the tailnet.
+//     says of their address. Nothing can be read or changed over the tailnet. What somebody sends
+//     can push out older recordings for space, but none younger than [Limits.AtLeast].
 //   - The sender's name for itself is in the recording; the folder is the name that the
 //     tailnet gives the device. What a sender chooses never becomes part of a path.
 //   - A recording that is not whole is told apart for good: its file ends with .part. It
 //     is kept like the others.
 //   - What does not fit is refused, so that the sender can refuse the session: a full
-//     disk, as many recordings as may be open, a recording that is larger than allowed.
+//     disk, as much as all may have and none of it old enough to go, as many recordings as
+//     may be open, a recording that is larger than allowed.
 //   - The oldest recordings are deleted when they are too old or all of them too many.
 //     One that is being made is never deleted.
 //

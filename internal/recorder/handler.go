@@ -87,7 +87,13 @@ func NewHandler(config HandlerConfig) *Handler {
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, value)
 	}
-	config.Metrics.MustRegister(h.recordings, h.bytes,
+	deleted := func(reason string, count *atomic.Int64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "deleted_total", ConstLabels: prometheus.Labels{"reason": reason},
+			Help: "Files with recordings or events that were deleted: for their age, or for space.",
+		}, func() float64 { return float64(count.Load()) })
+	}
+	config.Metrics.MustRegister(h.recordings, h.bytes, deleted(reasonAge, &config.Store.aged), deleted(reasonSpace, &config.Store.crowded),
 		gauge("recordings_open", "Recordings that are being made.", func() float64 { open, _ := config.Store.usage(); return float64(open) }),
 		gauge("stored_bytes", "Bytes of all recordings that are kept.", func() float64 { _, used := config.Store.usage(); return float64(used) }),
 		gauge("free_bytes", "Bytes that are free on the file system of the recordings.", func() float64 {

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +39,12 @@ const (
 	pruneInterval = time.Minute
 )
 
+// Why a file was deleted, in logs and metrics.
+const (
+	reasonAge   = "age"
+	reasonSpace = "space"
+)
+
 // Errors that refuse a recording. Their text is for the sender.
 var (
 	ErrFull      = errors.New("the disk of the recorder is full")
@@ -52,6 +59,9 @@ type Limits struct {
 	Age time.Duration
 	// Total is how many bytes all recordings and events may have. The oldest go first.
 	Total int64
+	// AtLeast is how long a recording stays however many there are. Else who can send, or
+	// do what is recorded, could push out what was recorded before.
+	AtLeast time.Duration
 	// Recording is how many bytes one recording may have.
 	Recording int64
 	// Free is how many bytes of the file system are left alone.
@@ -73,6 +83,10 @@ type Store struct {
 	mu   sync.Mutex
 	open map[string]struct{} // the paths of recordings that are being made
 	used int64               // bytes of all recordings, those that are open included
+	// oldest is the last write to the oldest recording that has ended, or zero.
+	oldest time.Time
+
+	aged, crowded atomic.Int64 // how many files were deleted for their age, and for space
 }
 
 // NewStore returns a Store of what is in dir, which must exist.
@@ -91,6 +105,9 @@ func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
 	}
 	for _, f := range files {
 		s.used += f.size
+	}
+	if len(files) > 0 {
+		s.oldest = files[0].at
 	}
 	return s, nil
 }
@@ -120,8 +137,25 @@ func (s *Store) Ready(context.Context) error {
 	if free < s.limits.Free || free == 0 {
 		return fmt.Errorf("%w: %d bytes are free on the file system of %s, of which %d are left alone", ErrFull, free, s.dir, s.limits.Free)
 	}
-	return nil
+	return s.hasSpace()
 }
+
+// hasSpace returns why nothing can be deleted for another recording, or nil.
+func (s *Store) hasSpace() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.limits.Total == 0 || s.limits.AtLeast == 0 || s.used <= s.limits.Total {
+		return nil
+	}
+	if !s.oldest.IsZero() && s.age(s.oldest) >= s.limits.AtLeast {
+		return nil // it is about to be deleted
+	}
+	return fmt.Errorf("%w: all recordings take %d bytes, of %d, and none that has ended is older than %s, before which none is deleted for space",
+		ErrFull, s.used, s.limits.Total, s.limits.AtLeast)
+}
+
+// age returns how old a file is by its last write.
+func (s *Store) age(at time.Time) time.Duration { return s.now().Sub(at) }
 
 // create begins a recording of a device.
 func (s *Store) create(device string) (*file, error) {
@@ -311,7 +345,8 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// prune deletes what is too old, and then the oldest while there is too much.
+// prune deletes what is too old, and then the oldest while there is too much, but for what
+// is too young to go for space.
 func (s *Store) prune(ctx context.Context) error {
 	files, err := s.files()
 	if err != nil {
@@ -322,25 +357,50 @@ func (s *Store) prune(ctx context.Context) error {
 		used += f.size
 	}
 	var errs []error
+	var oldest time.Time
 	for _, f := range files {
-		old, much := s.limits.Age > 0 && s.now().Sub(f.at) > s.limits.Age, s.limits.Total > 0 && used > s.limits.Total
-		if !old && !much || s.isOpen(f.path) {
+		if s.isOpen(f.path) {
 			continue
 		}
-		s.appending.Lock() // an event is not written to what is removed
-		err := os.Remove(f.path)
-		s.appending.Unlock()
-		if err != nil {
+		age := s.age(f.at)
+		old := s.limits.Age > 0 && age > s.limits.Age
+		much := s.limits.Total > 0 && used > s.limits.Total && age >= s.limits.AtLeast
+		if !old && !much {
+			if oldest.IsZero() {
+				oldest = f.at
+			}
+			continue
+		}
+		if err := s.remove(ctx, f, old); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		used -= f.size
-		s.mu.Lock()
-		s.used -= f.size
-		s.mu.Unlock()
-		s.log.InfoContext(ctx, "deleted a recording", "file", f.path, "bytes", f.size, "old", old)
 	}
+	s.mu.Lock()
+	s.oldest = oldest
+	s.mu.Unlock()
 	return errors.Join(errs...)
+}
+
+// remove deletes a file because it is old, or else for space.
+func (s *Store) remove(ctx context.Context, f stored, old bool) error {
+	s.appending.Lock() // an event is not written to what is removed
+	err := os.Remove(f.path)
+	s.appending.Unlock()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.used -= f.size
+	s.mu.Unlock()
+	count, level, reason := &s.aged, slog.LevelInfo, reasonAge
+	if !old {
+		count, level, reason = &s.crowded, slog.LevelWarn, reasonSpace
+	}
+	count.Add(1)
+	s.log.Log(ctx, level, "deleted a recording", "file", f.path, "bytes", f.size, "last_write", f.at.UTC(), "reason", reason)
+	return nil
 }
 
 func (s *Store) isOpen(path string) bool {

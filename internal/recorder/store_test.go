@@ -15,6 +15,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 func newStore(t *testing.T, limits Limits) *Store {
@@ -55,10 +58,11 @@ func TestPrune(t *testing.T) {
 	}{
 		"no limits": {Limits{}, []int{0, 1, 2, 3}}, "age": {Limits{Age: 150 * time.Minute}, []int{2, 3}},
 		"total": {Limits{Total: 4500}, []int{1, 2, 3}}, "both": {Limits{Total: 3000, Age: 210 * time.Minute}, []int{2, 3}},
-		"nothing fits": {Limits{Total: 1}, nil},
+		"nothing fits": {Limits{Total: 1}, nil}, "too young to go": {Limits{Total: 1, AtLeast: 150 * time.Minute}, []int{2, 3}},
+		"as old as that": {Limits{Age: 150 * time.Minute, Total: 1, AtLeast: 24 * time.Hour}, []int{2, 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore(t, tc.limits)
+			s := newStore(t, Limits{})
 			var paths, want []string
 			for i := range 4 {
 				paths = append(paths, s.put(t, "d", 1000, time.Duration(4-i)*time.Hour))
@@ -70,6 +74,7 @@ func TestPrune(t *testing.T) {
 			if _, err := open.Write([]byte(header + strings.Repeat("\n", 1000-len(header)))); err != nil {
 				t.Fatal(err)
 			}
+			s.limits = tc.limits
 			if err := s.prune(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -95,6 +100,64 @@ func TestPrune(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// Who sends much does not push out what was recorded before: then there is no room.
+func TestNothingOldEnoughToDelete(t *testing.T) {
+	s := newStore(t, Limits{Total: 3000, AtLeast: 48 * time.Hour})
+	log := &strings.Builder{}
+	s.log = slog.New(slog.NewTextHandler(log, nil))
+	old := s.put(t, "proxy", 1000, 72*time.Hour)
+	young := s.put(t, "proxy", 1000, 47*time.Hour)
+	flood := s.put(t, "proxy", 1500, 0)
+	if err := s.prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) || !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "reason=space") {
+		t.Errorf("the oldest: %v, log %s", err, log)
+	}
+	metrics := prometheus.NewRegistry()
+	NewHandler(HandlerConfig{Store: s, Metrics: metrics})
+	want := `
+		# HELP tailhelm_recorder_deleted_total Files with recordings or events that were deleted: for their age, or for space.
+		# TYPE tailhelm_recorder_deleted_total counter
+		tailhelm_recorder_deleted_total{reason="age"} 0
+		tailhelm_recorder_deleted_total{reason="space"} 1
+	`
+	if err := testutil.GatherAndCompare(metrics, strings.NewReader(want), "tailhelm_recorder_deleted_total"); err != nil {
+		t.Error(err)
+	}
+	if err := s.Ready(t.Context()); err != nil {
+		t.Errorf("with room: %v", err)
+	}
+	s.put(t, "proxy", 1000, 0)
+	for range 2 { // before it was looked through, and after
+		if err := s.Ready(t.Context()); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "48h") {
+			t.Errorf("ready: %v", err)
+		}
+		if _, err := s.create("proxy"); !errors.Is(err, ErrFull) {
+			t.Errorf("create: %v", err)
+		}
+		if err := s.appendEvent("proxy", []byte("{}\n")); !errors.Is(err, ErrFull) {
+			t.Errorf("an event: %v", err)
+		}
+		if err := s.prune(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{young, flood} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	now := s.now
+	s.now = func() time.Time { return now().Add(2 * time.Hour) }
+	if err := s.Ready(t.Context()); err != nil {
+		t.Errorf("when the oldest is old enough: %v", err)
+	}
+	if again, err := NewStore(s.dir, s.limits, s.log); err != nil || !errors.Is(again.Ready(t.Context()), ErrFull) {
+		t.Errorf("after a restart: %v", err)
 	}
 }
 
