@@ -21,6 +21,8 @@
 //   - What does not fit is refused, so that the sender can refuse the session: a full
 //     disk, as much as all may have and none of it old enough to go, as many recordings as
 //     may be open, a recording that is larger than allowed.
+//   - One device can have a quarter of the recordings that may be open, and a few events
+//     under way. What does not begin, or come, in bounded time gives its place back.
 //   - The oldest recordings are deleted when they are too old or all of them too many.
 //     One that is being made is never deleted.
 //

@@ -4,7 +4,6 @@
 package recorder
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -20,7 +19,7 @@ const (
 
 // appendEvent keeps an event of a device. It returns when that is on the disk.
 func (s *Store) appendEvent(device string, line []byte) (err error) {
-	if err := s.Ready(context.Background()); err != nil {
+	if err := s.hasRoom(); err != nil {
 		return err
 	}
 	s.appending.Lock() // a line is written whole

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,15 @@ const (
 	bufferSize = 64 << 10
 	// maxEvent bounds an event. Other proxies put the bodies of requests into theirs.
 	maxEvent = 4 << 20
+	// headerTimeout is how long the first line of a recording may take. Senders have it when
+	// they begin.
+	headerTimeout = 30 * time.Second
+	// eventTimeout is how long an event may wait for others, and how long it may take to come.
+	// Senders do not wait longer.
+	eventTimeout = 10 * time.Second
+	// maxEvents and maxEventsPerDevice bound the events that are held at a time.
+	maxEvents          = 64
+	maxEventsPerDevice = 8
 )
 
 // Peers knows who is at the addresses of the tailnet.
@@ -59,6 +69,9 @@ type Handler struct {
 	mux        *http.ServeMux
 	recordings *prometheus.CounterVec
 	bytes      prometheus.Counter
+	events     *slots
+
+	headerTimeout, eventTimeout time.Duration
 }
 
 // Results of recordings, in metrics.
@@ -72,7 +85,8 @@ const (
 func NewHandler(config HandlerConfig) *Handler {
 	const namespace, subsystem = "tailhelm", "recorder"
 	h := &Handler{
-		config: config, mux: http.NewServeMux(),
+		config: config, mux: http.NewServeMux(), events: newSlots(maxEvents, maxEventsPerDevice),
+		headerTimeout: headerTimeout, eventTimeout: eventTimeout,
 		recordings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "recordings_total",
 			Help: "Recordings that have ended: complete, incomplete (broken off, or too large), refused (by whom they were sent, or for lack of room).",
@@ -176,10 +190,7 @@ func (h *Handler) record(w http.ResponseWriter, r *http.Request) {
 	if acked {
 		a.start(ackInterval)
 	}
-	err = receive(f, r.Body, func(n int) error {
-		h.bytes.Add(float64(n))
-		return a.written()
-	})
+	err = h.receive(w, r, a)
 	if acked {
 		err = errors.Join(err, a.stop())
 	}
@@ -201,10 +212,59 @@ func (h *Handler) record(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// receive copies a recording to its file. One that does not begin is broken off: it would
+// take the place of another.
+func (h *Handler) receive(w http.ResponseWriter, r *http.Request, a *acks) error {
+	control := http.NewResponseController(w)
+	if err := control.SetReadDeadline(time.Now().Add(h.headerTimeout)); err != nil {
+		return fmt.Errorf("bounding the time of the first line: %w", err)
+	}
+	waits := true
+	err := receive(a.f, r.Body, func(n int) error {
+		h.bytes.Add(float64(n))
+		if waits && a.f.checked {
+			waits = false
+			if err := control.SetReadDeadline(time.Time{}); err != nil {
+				return fmt.Errorf("giving the session its time: %w", err)
+			}
+		}
+		return a.written()
+	})
+	if waits && errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("%w: its first line has not come in %s", ErrSlow, h.headerTimeout)
+	}
+	return err
+}
+
+// readEvent reads an event's body, in bounded time.
+func (h *Handler) readEvent(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	control := http.NewResponseController(w)
+	if err := control.SetReadDeadline(time.Now().Add(h.eventTimeout)); err != nil {
+		return nil, fmt.Errorf("bounding the time of an event: %w", err)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEvent))
+	if err != nil {
+		return nil, err
+	}
+	return body, control.SetReadDeadline(time.Time{})
+}
+
 // event keeps an event, and answers when it is on the disk.
 func (h *Handler) event(w http.ResponseWriter, r *http.Request) {
 	sender, _ := r.Context().Value(senderKey{}).(string)
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEvent))
+	waiting, cancel := context.WithTimeout(r.Context(), h.eventTimeout)
+	defer cancel()
+	release, err := h.events.acquire(waiting, sender)
+	if err != nil {
+		h.refuse(w, r, sender, http.StatusServiceUnavailable, errors.New("the recorder has as many events under way as it may have"))
+		return
+	}
+	defer release()
+	body, err := h.readEvent(w, r)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		h.refuse(w, r, sender, http.StatusRequestTimeout, fmt.Errorf("%w: the event has not come in %s", ErrSlow, h.eventTimeout))
+		return
+	}
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		h.refuse(w, r, sender, http.StatusRequestEntityTooLarge, fmt.Errorf("an event has %d bytes at most", maxEvent))
 		return
@@ -234,13 +294,15 @@ func statusOf(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, ErrMalformed):
 		return http.StatusBadRequest
+	case errors.Is(err, ErrSlow):
+		return http.StatusRequestTimeout
 	}
 	return http.StatusInternalServerError
 }
 
 // finish logs and counts a recording that has ended.
 func (h *Handler) finish(r *http.Request, sender string, f *file, isWhole bool, err error) {
-	if f.written() == 0 && !errors.Is(err, ErrFull) && !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrMalformed) {
+	if f.written() == 0 && !errors.Is(err, ErrFull) && !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrSlow) {
 		return // the session never began
 	}
 	result, level, path := resultComplete, slog.LevelInfo, f.path+whole

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -374,6 +375,174 @@ func TestTooManyOpen(t *testing.T) {
 	r.settle(t)
 	if third := r.request(t, true, http.MethodPost, "/v2/record", strings.NewReader(header)); third.StatusCode != http.StatusOK {
 		t.Errorf("after its end: %s", third.Status)
+	}
+}
+
+// One device does not take the place of all others, and who waits for a recorder sees when
+// there is no place left.
+func TestOneDeviceHasAQuarter(t *testing.T) {
+	s := newStore(t, Limits{Open: 8})
+	var open []*file
+	begin := func(device string) error {
+		f, err := s.create(device)
+		if err == nil {
+			open = append(open, f)
+		}
+		return err
+	}
+	for i := range 8 {
+		if err := s.Ready(t.Context()); err != nil {
+			t.Errorf("ready with %d: %v", i, err)
+		}
+		device := fmt.Sprint("proxy-", i/2)
+		if err := begin(device); err != nil {
+			t.Errorf("recording %d: %v", i, err)
+		}
+		if err := begin(device); i%2 == 1 && !errors.Is(err, ErrTooMany) {
+			t.Errorf("a third recording of %s: %v", device, err)
+		} else if i%2 == 0 && err != nil {
+			t.Errorf("a second recording of %s: %v", device, err)
+		} else if i%2 == 0 {
+			if err := open[len(open)-1].end(false); err != nil {
+				t.Error(err)
+			}
+			open = open[:len(open)-1]
+		}
+	}
+	if err := s.Ready(t.Context()); !errors.Is(err, ErrTooMany) {
+		t.Errorf("ready without a place: %v", err)
+	}
+	if err := s.appendEvent("proxy-0", []byte("{}\n")); err != nil {
+		t.Errorf("an event: %v", err)
+	}
+	for _, f := range open {
+		if err := f.end(false); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A recording that does not begin gives its place back; one that has begun may pause.
+func TestFirstLineIsAwaited(t *testing.T) {
+	for _, http2 := range []bool{true, false} {
+		path := map[bool]string{true: "/v2/record", false: "/record"}[http2]
+		for _, sent := range []string{"", header[:20]} {
+			r := start(t, Limits{}, peers{Identity: proxyDevice})
+			r.handler.headerTimeout = 50 * time.Millisecond
+			body, w := io.Pipe()
+			t.Cleanup(func() { _ = w.Close() })
+			go func() { _, _ = io.WriteString(w, sent) }()
+			res := r.request(t, http2, http.MethodPost, path, body)
+			answer, _ := io.ReadAll(res.Body)
+			if !strings.Contains(string(answer), ErrSlow.Error()) || !http2 && res.StatusCode != http.StatusRequestTimeout {
+				t.Errorf("%s with %q: %s %q", path, sent, res.Status, answer)
+			}
+			r.settle(t)
+		}
+		r := start(t, Limits{}, peers{Identity: proxyDevice})
+		r.handler.headerTimeout = patience
+		body, w := io.Pipe()
+		done := make(chan *http.Response)
+		go func() { done <- r.request(t, http2, http.MethodPost, path, body) }()
+		_, _ = io.WriteString(w, header)
+		eventually(t, "the first line", func() bool { _, used := r.store.usage(); return used > 0 })
+		_, _ = io.WriteString(w, `[1,"o","x"]`+"\n")
+		_ = w.Close()
+		res := <-done
+		if answer, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusOK || strings.Contains(string(answer), "error") {
+			t.Errorf("%s: %s %q, %v", path, res.Status, answer, err)
+		}
+		r.await(t, "the recording", whole)
+	}
+}
+
+// deadlines notes the last deadline for reading.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	last time.Time
+	set  int
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.last = t
+	d.set++
+	return nil
+}
+
+// What has begun has no deadline any more.
+func TestDeadlinesAreLifted(t *testing.T) {
+	for path, text := range map[string]string{"/v2/record": header, "/record": header + `[1,"o","x"]`, "/v2/event": "{}"} {
+		r := start(t, Limits{}, peers{Identity: proxyDevice})
+		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		r.handler.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, strings.NewReader(text)))
+		if w.Code != http.StatusOK || w.set != 2 || !w.last.IsZero() {
+			t.Errorf("%s: %d, the last of %d deadlines is %s", path, w.Code, w.set, w.last)
+		}
+	}
+}
+
+// Events that do not come hold up nobody for long, and other devices not at all.
+func TestSlowEvents(t *testing.T) {
+	for _, http2 := range []bool{true, false} {
+		r := start(t, Limits{}, peers{Identity: proxyDevice})
+		r.handler.eventTimeout = 50 * time.Millisecond
+		body, w := io.Pipe()
+		t.Cleanup(func() { _ = w.Close() })
+		if res := r.request(t, http2, http.MethodPost, "/v2/event", body); res.StatusCode != http.StatusRequestTimeout {
+			t.Errorf("an event that does not come: %s", res.Status)
+		}
+		for range maxEventsPerDevice {
+			release, err := r.handler.events.acquire(t.Context(), proxyDevice.Node)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer release()
+		}
+		if res := r.request(t, http2, http.MethodPost, "/v2/event", strings.NewReader("{}")); res.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("one more than may be under way: %s", res.Status)
+		}
+		release, err := r.handler.events.acquire(t.Context(), "another")
+		if err != nil {
+			t.Fatal(err)
+		}
+		release()
+	}
+}
+
+// Slots are bounded for a device and for all, and what nobody uses is forgotten.
+func TestSlots(t *testing.T) {
+	s := newSlots(3, 2)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	var releases []func()
+	for i, device := range []string{"a", "a", "b"} {
+		release, err := s.acquire(t.Context(), device)
+		if err != nil {
+			t.Fatalf("slot %d: %v", i, err)
+		}
+		releases = append(releases, release)
+	}
+	for _, device := range []string{"a", "b", "c"} {
+		if _, err := s.acquire(ended, device); !errors.Is(err, context.Canceled) {
+			t.Errorf("one more of %s: %v", device, err)
+		}
+	}
+	waits := make(chan error)
+	go func() {
+		release, err := s.acquire(t.Context(), "a")
+		if err == nil {
+			release()
+		}
+		waits <- err
+	}()
+	releases[0]()
+	if err := <-waits; err != nil {
+		t.Errorf("who waited: %v", err)
+	}
+	releases[1]()
+	releases[2]()
+	if len(s.devices) > 0 || len(s.all) > 0 {
+		t.Errorf("left are %v, %d", s.devices, len(s.all))
 	}
 }
 

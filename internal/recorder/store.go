@@ -50,6 +50,7 @@ var (
 	ErrFull      = errors.New("the disk of the recorder is full")
 	ErrTooMany   = errors.New("the recorder has as many recordings open as it may have")
 	ErrTooLarge  = errors.New("the recording is larger than the recorder allows")
+	ErrSlow      = errors.New("the sender is too slow")
 	ErrMalformed = errors.New("this is no asciicast of version 2")
 )
 
@@ -66,9 +67,13 @@ type Limits struct {
 	Recording int64
 	// Free is how many bytes of the file system are left alone.
 	Free int64
-	// Open is how many recordings may be open at a time.
+	// Open is how many recordings may be open at a time. A device may have a quarter of them.
 	Open int
 }
+
+// openPerDevice is how many recordings one device may have open. One that was taken over
+// leaves room for the others.
+func (l Limits) openPerDevice() int { return max(1, l.Open/4) }
 
 // Store keeps recordings in a folder: <dir>/<device>/<time>-<random>.cast.
 type Store struct {
@@ -81,8 +86,8 @@ type Store struct {
 	appending sync.Mutex // of events
 
 	mu   sync.Mutex
-	open map[string]struct{} // the paths of recordings that are being made
-	used int64               // bytes of all recordings, those that are open included
+	open map[string]string // the folders of recordings that are being made, by their paths
+	used int64             // bytes of all recordings, those that are open included
 	// oldest is the last write to the oldest recording that has ended, or zero.
 	oldest time.Time
 
@@ -91,7 +96,7 @@ type Store struct {
 
 // NewStore returns a Store of what is in dir, which must exist.
 func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
-	s := &Store{dir: dir, limits: limits, log: log, now: time.Now, free: freeBytes, open: map[string]struct{}{}}
+	s := &Store{dir: dir, limits: limits, log: log, now: time.Now, free: freeBytes, open: map[string]string{}}
 	probe, err := os.CreateTemp(dir, ".probe-")
 	if err != nil {
 		return nil, err
@@ -130,6 +135,14 @@ func (s *Store) usage() (open int, used int64) {
 
 // Ready returns why no recording would be taken now, or nil.
 func (s *Store) Ready(context.Context) error {
+	if open, _ := s.usage(); s.limits.Open > 0 && open >= s.limits.Open {
+		return fmt.Errorf("%w: %d", ErrTooMany, open)
+	}
+	return s.hasRoom()
+}
+
+// hasRoom returns why nothing can be kept now, or nil.
+func (s *Store) hasRoom() error {
 	free, err := s.free(s.dir)
 	if err != nil {
 		return err
@@ -159,7 +172,7 @@ func (s *Store) age(at time.Time) time.Duration { return s.now().Sub(at) }
 
 // create begins a recording of a device.
 func (s *Store) create(device string) (*file, error) {
-	if err := s.Ready(context.Background()); err != nil {
+	if err := s.hasRoom(); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(s.dir, safeName(device))
@@ -169,15 +182,36 @@ func (s *Store) create(device string) (*file, error) {
 	path := filepath.Join(dir, s.now().UTC().Format(nameTime)+"-"+strings.ToLower(rand.Text()[:8]))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.limits.Open > 0 && len(s.open) >= s.limits.Open {
-		return nil, ErrTooMany
+	if err := s.mayOpen(dir); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(path+part, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // of safeName
 	if err != nil {
 		return nil, err
 	}
-	s.open[path+part] = struct{}{}
+	s.open[path+part] = dir
 	return &file{store: s, File: f, path: path}, nil
+}
+
+// mayOpen returns why a device, which has the folder dir, may not begin another recording,
+// or nil. s.mu is held.
+func (s *Store) mayOpen(dir string) error {
+	if s.limits.Open == 0 {
+		return nil
+	}
+	if len(s.open) >= s.limits.Open {
+		return ErrTooMany
+	}
+	n := 0
+	for _, of := range s.open {
+		if of == dir {
+			n++
+		}
+	}
+	if n >= s.limits.openPerDevice() {
+		return fmt.Errorf("%w of one device: %d", ErrTooMany, n)
+	}
+	return nil
 }
 
 // safeName returns a name as that of a folder, in which nothing but letters, digits,
