@@ -29,6 +29,7 @@ func (s *Store) appendEvent(device string, line []byte) (err error) {
 		return err
 	}
 	path := filepath.Join(dir, s.now().UTC().Format(nameDay)+events)
+	_, missing := os.Stat(path)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // of safeName
 	if err != nil {
 		return err
@@ -37,6 +38,10 @@ func (s *Store) appendEvent(device string, line []byte) (err error) {
 	before, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	taken := onDisk(before.Size())
+	if missing != nil {
+		taken = 0
 	}
 	n, err := f.Write(line)
 	if err != nil {
@@ -51,7 +56,7 @@ func (s *Store) appendEvent(device string, line []byte) (err error) {
 		err = f.Sync()
 	}
 	s.mu.Lock()
-	s.used += int64(n)
+	s.used += onDisk(before.Size()+int64(n)) - taken
 	s.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("keeping an event: %w", err)

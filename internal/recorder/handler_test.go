@@ -177,8 +177,8 @@ func TestRecordingIsKept(t *testing.T) {
 			if got := testutil.ToFloat64(r.handler.recordings.WithLabelValues(resultComplete)); got != 1 {
 				t.Errorf("%v complete recordings are counted", got)
 			}
-			if _, used := r.store.usage(); used != int64(len(body)) {
-				t.Errorf("%d bytes are used, want %d", used, len(body))
+			if _, used := r.store.usage(); used != onDisk(int64(len(body))) {
+				t.Errorf("%d bytes are used, want %d", used, onDisk(int64(len(body))))
 			}
 		})
 	}
@@ -445,7 +445,7 @@ func TestFirstLineIsAwaited(t *testing.T) {
 		done := make(chan *http.Response)
 		go func() { done <- r.request(t, http2, http.MethodPost, path, body) }()
 		_, _ = io.WriteString(w, header)
-		eventually(t, "the first line", func() bool { _, used := r.store.usage(); return used > 0 })
+		eventually(t, "the first line", func() bool { _, used := r.store.usage(); return used > onDisk(0) })
 		_, _ = io.WriteString(w, `[1,"o","x"]`+"\n")
 		_ = w.Close()
 		res := <-done
@@ -606,8 +606,8 @@ func TestEvents(t *testing.T) {
 	if want := []string{"", `{"type":"a","id":""}`, `{"type":"b"}`}; !slices.Equal(lines, want) {
 		t.Errorf("kept: %q", lines)
 	}
-	if _, used := r.store.usage(); used != int64(len(text)) {
-		t.Errorf("%d bytes are used, want %d", used, len(text))
+	if _, used := r.store.usage(); used != onDisk(int64(len(text))) {
+		t.Errorf("%d bytes are used, want %d", used, onDisk(int64(len(text))))
 	}
 	if recordings := r.files(t); len(recordings) > 0 {
 		t.Errorf("listed as recordings: %v", recordings)
@@ -625,12 +625,15 @@ func TestBrokenOff(t *testing.T) {
 		body, w := io.Pipe()
 		res := r.request(t, true, http.MethodPost, "/v2/record", body)
 		_, _ = io.WriteString(w, sent)
-		eventually(t, "what was sent", func() bool { _, used := r.store.usage(); return used == int64(len(sent)) })
+		eventually(t, "what was sent", func() bool { _, used := r.store.usage(); return used == onDisk(int64(len(sent))) })
 		_ = w.CloseWithError(errors.New("broken off"))
 		_ = res.Body.Close()
 		if r.settle(t); sent == "" {
 			if files := r.files(t); len(files) > 0 {
 				t.Errorf("nothing is kept as %v", files)
+			}
+			if _, used := r.store.usage(); used != 0 {
+				t.Errorf("nothing takes %d bytes", used)
 			}
 			continue
 		}

@@ -35,6 +35,10 @@ const (
 	maxHeader = 64 << 10
 	// nameTime begins the names of recordings.
 	nameTime = "20060102T150405.000Z"
+	// blockSize is what files take on the disk, rounded up; each takes another for its name.
+	blockSize = 4 << 10
+	// minInodes is how many files must fit besides, where the file system bounds them.
+	minInodes = 1000
 	// pruneInterval is how often recordings are looked through for what is too old.
 	pruneInterval = time.Minute
 )
@@ -58,7 +62,7 @@ var (
 type Limits struct {
 	// Age is how old a recording gets.
 	Age time.Duration
-	// Total is how many bytes all recordings and events may have. The oldest go first.
+	// Total is how many bytes all recordings and events may take on the disk. The oldest go first.
 	Total int64
 	// AtLeast is how long a recording stays however many there are. Else who can send, or
 	// do what is recorded, could push out what was recorded before.
@@ -87,7 +91,7 @@ type Store struct {
 
 	mu   sync.Mutex
 	open map[string]string // the folders of recordings that are being made, by their paths
-	used int64             // bytes of all recordings, those that are open included
+	used int64             // what all recordings take on the disk, those that are open included
 	// oldest is the last write to the oldest recording that has ended, or zero.
 	oldest time.Time
 
@@ -109,7 +113,7 @@ func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	for _, f := range files {
-		s.used += f.size
+		s.used += onDisk(f.size)
 	}
 	if len(files) > 0 {
 		s.oldest = files[0].at
@@ -117,16 +121,27 @@ func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// freeBytes returns how many bytes can be written to the file system of dir.
+// onDisk returns what a file of a size takes. Many small ones take more than is in them.
+func onDisk(size int64) int64 { return (size+blockSize-1)/blockSize*blockSize + blockSize }
+
+// freeBytes returns how many bytes can be written to the file system of dir: none when there
+// is no room for their names.
 func freeBytes(dir string) (int64, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return 0, fmt.Errorf("the file system of %s: %w", dir, err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // a disk
+	return freeOf(st), nil
 }
 
-// usage returns how many recordings are open, and the bytes of all.
+func freeOf(st syscall.Statfs_t) int64 {
+	if st.Files > 0 && st.Ffree < minInodes { // some file systems have no bound, and say 0
+		return 0
+	}
+	return int64(st.Bavail) * st.Bsize //nolint:gosec // a disk
+}
+
+// usage returns how many recordings are open, and what all take.
 func (s *Store) usage() (open int, used int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +162,10 @@ func (s *Store) hasRoom() error {
 	if err != nil {
 		return err
 	}
-	if free < s.limits.Free || free == 0 {
+	if free == 0 {
+		return fmt.Errorf("%w: no byte is free on the file system of %s, or fewer than %d inodes", ErrFull, s.dir, minInodes)
+	}
+	if free < s.limits.Free {
 		return fmt.Errorf("%w: %d bytes are free on the file system of %s, of which %d are left alone", ErrFull, free, s.dir, s.limits.Free)
 	}
 	return s.hasSpace()
@@ -190,6 +208,7 @@ func (s *Store) create(device string) (*file, error) {
 		return nil, err
 	}
 	s.open[path+part] = dir
+	s.used += onDisk(0)
 	return &file{store: s, File: f, path: path}, nil
 }
 
@@ -252,10 +271,12 @@ func (f *file) Write(p []byte) (int, error) {
 	}
 	n, err := f.File.Write(p)
 	f.mu.Lock()
+	before := f.size
 	f.size += int64(n)
+	after := f.size
 	f.mu.Unlock()
 	f.store.mu.Lock()
-	f.store.used += int64(n)
+	f.store.used += onDisk(after) - onDisk(before)
 	f.store.mu.Unlock()
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		err = ErrFull
@@ -312,6 +333,9 @@ func (f *file) end(isWhole bool) error {
 	}
 	f.store.mu.Lock()
 	delete(f.store.open, f.path+part)
+	if f.size == 0 {
+		f.store.used -= onDisk(0)
+	}
 	f.store.mu.Unlock()
 	return errors.Join(err, syncDir(filepath.Dir(f.path)))
 }
@@ -388,7 +412,7 @@ func (s *Store) prune(ctx context.Context) error {
 	}
 	var used int64
 	for _, f := range files {
-		used += f.size
+		used += onDisk(f.size)
 	}
 	var errs []error
 	var oldest time.Time
@@ -409,7 +433,7 @@ func (s *Store) prune(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		used -= f.size
+		used -= onDisk(f.size)
 	}
 	s.mu.Lock()
 	s.oldest = oldest
@@ -426,7 +450,7 @@ func (s *Store) remove(ctx context.Context, f stored, old bool) error {
 		return err
 	}
 	s.mu.Lock()
-	s.used -= f.size
+	s.used -= onDisk(f.size)
 	s.mu.Unlock()
 	count, level, reason := &s.aged, slog.LevelInfo, reasonAge
 	if !old {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,7 +58,7 @@ func TestPrune(t *testing.T) {
 		stay   []int // of four recordings of 1000 bytes, 4, 3, 2 and 1 hours old
 	}{
 		"no limits": {Limits{}, []int{0, 1, 2, 3}}, "age": {Limits{Age: 150 * time.Minute}, []int{2, 3}},
-		"total": {Limits{Total: 4500}, []int{1, 2, 3}}, "both": {Limits{Total: 3000, Age: 210 * time.Minute}, []int{2, 3}},
+		"total": {Limits{Total: 8 * blockSize}, []int{1, 2, 3}}, "both": {Limits{Total: 7 * blockSize, Age: 210 * time.Minute}, []int{2, 3}},
 		"nothing fits": {Limits{Total: 1}, nil}, "too young to go": {Limits{Total: 1, AtLeast: 150 * time.Minute}, []int{2, 3}},
 		"as old as that": {Limits{Age: 150 * time.Minute, Total: 1, AtLeast: 24 * time.Hour}, []int{2, 3}},
 	} {
@@ -93,8 +94,8 @@ func TestPrune(t *testing.T) {
 			if !slices.Equal(got, want) {
 				t.Errorf("left are %q, want %q", got, want)
 			}
-			if _, used := s.usage(); used != int64(1000*len(want)) {
-				t.Errorf("%d bytes are used, want %d", used, 1000*len(want))
+			if _, used := s.usage(); used != onDisk(1000)*int64(len(want)) {
+				t.Errorf("%d bytes are used, want %d", used, onDisk(1000)*int64(len(want)))
 			}
 			if err := open.end(true); err != nil {
 				t.Error(err)
@@ -105,12 +106,12 @@ func TestPrune(t *testing.T) {
 
 // Who sends much does not push out what was recorded before: then there is no room.
 func TestNothingOldEnoughToDelete(t *testing.T) {
-	s := newStore(t, Limits{Total: 3000, AtLeast: 48 * time.Hour})
+	s := newStore(t, Limits{Total: 6 * blockSize, AtLeast: 48 * time.Hour})
 	log := &strings.Builder{}
 	s.log = slog.New(slog.NewTextHandler(log, nil))
 	old := s.put(t, "proxy", 1000, 72*time.Hour)
 	young := s.put(t, "proxy", 1000, 47*time.Hour)
-	flood := s.put(t, "proxy", 1500, 0)
+	flood := s.put(t, "proxy", 2*blockSize, 0)
 	if err := s.prune(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -169,11 +170,49 @@ func TestStoreCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, used := again.usage(); used != 500 {
+	if _, used := again.usage(); used != onDisk(500) {
 		t.Errorf("%d bytes are used", used)
 	}
 	if _, err := NewStore(filepath.Join(s.dir, "none"), Limits{}, s.log); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no folder: %v", err)
+	}
+}
+
+// Many small recordings count for what they take.
+func TestSmallFiles(t *testing.T) {
+	s := newStore(t, Limits{Total: 100 * blockSize, AtLeast: time.Hour})
+	for range 51 {
+		if err := s.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.put(t, "proxy", len(header), 0)
+	}
+	if err := s.Ready(t.Context()); !errors.Is(err, ErrFull) {
+		t.Errorf("ready: %v", err)
+	}
+	again, err := NewStore(s.dir, s.limits, s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, used := s.usage()
+	if _, counted := again.usage(); counted != used {
+		t.Errorf("%d bytes are used, and %d after a restart", used, counted)
+	}
+}
+
+// A file system is full, too, when it has no room for names.
+func TestFree(t *testing.T) {
+	for name, tc := range map[string]struct {
+		st   syscall.Statfs_t
+		want int64
+	}{
+		"bytes":     {syscall.Statfs_t{Bavail: 3, Bsize: 512, Files: 5000, Ffree: 1000}, 1536},
+		"no names":  {syscall.Statfs_t{Bavail: 3, Bsize: 512, Files: 5000, Ffree: 999}, 0},
+		"unbounded": {syscall.Statfs_t{Bavail: 3, Bsize: 512}, 1536},
+	} {
+		if got := freeOf(tc.st); got != tc.want {
+			t.Errorf("%s: %d, want %d", name, got, tc.want)
+		}
 	}
 }
 
