@@ -24,7 +24,7 @@
 //   - One device can have a quarter of the recordings that may be open, and a few events
 //     under way. What does not begin, or come, in bounded time gives its place back.
 //   - The oldest recordings are deleted when they are too old or all of them too many.
-//     One that is being made is never deleted.
+//     One that is being made is never deleted. A clock that is set makes none old.
 //
 // # Trade-offs
 //

@@ -110,6 +110,7 @@ func NewHandler(config HandlerConfig) *Handler {
 	config.Metrics.MustRegister(h.recordings, h.bytes, deleted(reasonAge, &config.Store.aged), deleted(reasonSpace, &config.Store.crowded),
 		gauge("recordings_open", "Recordings that are being made.", func() float64 { open, _ := config.Store.usage(); return float64(open) }),
 		gauge("stored_bytes", "Bytes that all recordings and events take on the disk.", func() float64 { _, used := config.Store.usage(); return float64(used) }),
+		gauge("clock_skew_seconds", "How far the clock was set since the start. Beyond an hour no recording counts as old.", func() float64 { return config.Store.skew().Seconds() }),
 		gauge("free_bytes", "Bytes that are free on the file system of the recordings; 0 when it has no room for more files.", func() float64 {
 			free, _ := config.Store.free(config.Store.dir) // 0 is an alarm, too
 			return float64(free)

@@ -39,6 +39,9 @@ const (
 	blockSize = 4 << 10
 	// minInodes is how many files must fit besides, where the file system bounds them.
 	minInodes = 1000
+	// maxSkew is how far the clock may be set while the recorder runs, before it counts for
+	// nothing.
+	maxSkew = time.Hour
 	// pruneInterval is how often recordings are looked through for what is too old.
 	pruneInterval = time.Minute
 )
@@ -85,6 +88,9 @@ type Store struct {
 	limits Limits
 	log    *slog.Logger
 	now    func() time.Time
+	began  time.Time            // by the clock, which can be set
+	ran    func() time.Duration // since then, however the clock was set
+	wrong  bool                 // the log has that the clock was set; of prune
 	free   func(dir string) (int64, error)
 
 	appending sync.Mutex // of events
@@ -100,7 +106,8 @@ type Store struct {
 
 // NewStore returns a Store of what is in dir, which must exist.
 func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
-	s := &Store{dir: dir, limits: limits, log: log, now: time.Now, free: freeBytes, open: map[string]string{}}
+	began := time.Now()
+	s := &Store{dir: dir, limits: limits, log: log, now: time.Now, began: began.Round(0), ran: func() time.Duration { return time.Since(began) }, free: freeBytes, open: map[string]string{}}
 	probe, err := os.CreateTemp(dir, ".probe-")
 	if err != nil {
 		return nil, err
@@ -181,12 +188,27 @@ func (s *Store) hasSpace() error {
 	if !s.oldest.IsZero() && s.age(s.oldest) >= s.limits.AtLeast {
 		return nil // it is about to be deleted
 	}
-	return fmt.Errorf("%w: all recordings take %d bytes, of %d, and none that has ended is older than %s, before which none is deleted for space",
-		ErrFull, s.used, s.limits.Total, s.limits.AtLeast)
+	why := fmt.Sprintf("none that has ended is older than %s, before which none is deleted for space", s.limits.AtLeast)
+	if !s.knowsTime() {
+		why = "how old they are is not known, because the clock was set by " + s.skew().String()
+	}
+	return fmt.Errorf("%w: all recordings take %d bytes, of %d, and %s", ErrFull, s.used, s.limits.Total, why)
 }
 
-// age returns how old a file is by its last write.
-func (s *Store) age(at time.Time) time.Duration { return s.now().Sub(at) }
+// age returns how old a file is by its last write. A clock that was set to another day must
+// not make everything old: then nothing is.
+func (s *Store) age(at time.Time) time.Duration {
+	if !s.knowsTime() {
+		return 0
+	}
+	return s.now().Sub(at)
+}
+
+// knowsTime reports whether the clock went on as it should since the start.
+func (s *Store) knowsTime() bool { return s.skew().Abs() <= maxSkew }
+
+// skew returns how far the clock was set since the start.
+func (s *Store) skew() time.Duration { return s.now().Round(0).Sub(s.began) - s.ran() }
 
 // create begins a recording of a device.
 func (s *Store) create(device string) (*file, error) {
@@ -406,6 +428,10 @@ func (s *Store) Run(ctx context.Context) error {
 // prune deletes what is too old, and then the oldest while there is too much, but for what
 // is too young to go for space.
 func (s *Store) prune(ctx context.Context) error {
+	if wrong := !s.knowsTime(); wrong != s.wrong {
+		s.wrong = wrong
+		s.log.WarnContext(ctx, "the clock was set: while it is off, no recording counts as old; restart the recorder if it is right now", "by", s.skew(), "off", wrong)
+	}
 	files, err := s.files()
 	if err != nil {
 		return err

@@ -152,13 +152,41 @@ func TestNothingOldEnoughToDelete(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	now := s.now
-	s.now = func() time.Time { return now().Add(2 * time.Hour) }
+	now, ran := s.now, s.ran
+	s.now, s.ran = func() time.Time { return now().Add(2 * time.Hour) }, func() time.Duration { return ran() + 2*time.Hour }
 	if err := s.Ready(t.Context()); err != nil {
 		t.Errorf("when the oldest is old enough: %v", err)
 	}
 	if again, err := NewStore(s.dir, s.limits, s.log); err != nil || !errors.Is(again.Ready(t.Context()), ErrFull) {
 		t.Errorf("after a restart: %v", err)
+	}
+}
+
+// A clock that is set to another day, by mistake or by somebody, deletes nothing.
+func TestClockIsSet(t *testing.T) {
+	for by, stays := range map[time.Duration]bool{
+		0: false, 30 * time.Minute: false, -30 * time.Minute: false, 10000 * time.Hour: true, -10 * time.Hour: true,
+	} {
+		s := newStore(t, Limits{Age: 100 * time.Hour, AtLeast: time.Hour})
+		log := &strings.Builder{}
+		s.log = slog.New(slog.NewTextHandler(log, nil))
+		path := s.put(t, "proxy", 1000, 200*time.Hour)
+		s.limits.Total = 1
+		s.now = func() time.Time { return time.Now().Round(0).Add(by) }
+		for range 2 {
+			if err := s.prune(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := os.Stat(path); (err == nil) != stays {
+			t.Errorf("set by %s: %v", by, err)
+		}
+		if said := strings.Count(log.String(), "the clock was set"); stays && said != 1 || !stays && said != 0 {
+			t.Errorf("set by %s: log %s", by, log)
+		}
+		if err := s.Ready(t.Context()); stays && (err == nil || !strings.Contains(err.Error(), "the clock was set")) || !stays && err != nil {
+			t.Errorf("set by %s: ready: %v", by, err)
+		}
 	}
 }
 
