@@ -10,7 +10,8 @@
 //
 // # Promises
 //
-//   - An acknowledgement means that the bytes are on the disk: they were synced before.
+//   - An acknowledgement means that the bytes are on the disk: they were synced before,
+//     and so were the folders that lead to them.
 //   - Only devices with one of the allowed tags can send anything, by what the tailnet
 //     says of their address. Nothing can be read or changed over the tailnet. What somebody sends
 //     can push out older recordings for space, but none younger than [Limits.AtLeast].

@@ -24,8 +24,8 @@ func (s *Store) appendEvent(device string, line []byte) (err error) {
 	}
 	s.appending.Lock() // a line is written whole
 	defer s.appending.Unlock()
-	dir := filepath.Join(s.dir, safeName(device))
-	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // of safeName
+	dir, err := s.folder(device)
+	if err != nil {
 		return err
 	}
 	path := filepath.Join(dir, s.now().UTC().Format(nameDay)+events)
@@ -54,6 +54,15 @@ func (s *Store) appendEvent(device string, line []byte) (err error) {
 		}
 	} else {
 		err = f.Sync()
+	}
+	if missing != nil || s.lasting[dir] != path {
+		s.lasting[dir] = ""
+		if err == nil {
+			err = s.syncDir(dir)
+		}
+		if err == nil {
+			s.lasting[dir] = path
+		}
 	}
 	s.mu.Lock()
 	s.used += onDisk(before.Size()+int64(n)) - taken

@@ -93,7 +93,14 @@ type Store struct {
 	wrong  bool                 // the log has that the clock was set; of prune
 	free   func(dir string) (int64, error)
 
-	appending sync.Mutex // of events
+	// syncDir makes the names in a folder last.
+	syncDir func(dir string) error
+
+	appending sync.Mutex        // of events
+	lasting   map[string]string // the files of events whose names last, by their folders
+
+	folders sync.Mutex      // while one is made
+	made    map[string]bool // the folders whose names last
 
 	mu   sync.Mutex
 	open map[string]string // the folders of recordings that are being made, by their paths
@@ -107,7 +114,7 @@ type Store struct {
 // NewStore returns a Store of what is in dir, which must exist.
 func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
 	began := time.Now()
-	s := &Store{dir: dir, limits: limits, log: log, now: time.Now, began: began.Round(0), ran: func() time.Duration { return time.Since(began) }, free: freeBytes, open: map[string]string{}}
+	s := &Store{dir: dir, limits: limits, log: log, now: time.Now, began: began.Round(0), ran: func() time.Duration { return time.Since(began) }, free: freeBytes, syncDir: syncDir, lasting: map[string]string{}, made: map[string]bool{}, open: map[string]string{}}
 	probe, err := os.CreateTemp(dir, ".probe-")
 	if err != nil {
 		return nil, err
@@ -215,23 +222,67 @@ func (s *Store) create(device string) (*file, error) {
 	if err := s.hasRoom(); err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(s.dir, safeName(device))
-	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // of safeName
+	dir, err := s.folder(device)
+	if err != nil {
 		return nil, err
 	}
 	path := filepath.Join(dir, s.now().UTC().Format(nameTime)+"-"+strings.ToLower(rand.Text()[:8]))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.mayOpen(dir); err != nil {
+	if err := s.reserve(dir, path); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(path+part, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // of safeName
 	if err != nil {
+		s.release(path, 0)
 		return nil, err
+	}
+	made := &file{store: s, File: f, path: path}
+	if err := s.syncDir(dir); err != nil { // what is acknowledged can be found after a crash
+		return nil, errors.Join(err, made.end(false))
+	}
+	return made, nil
+}
+
+// folder returns the folder of a device, whose name lasts.
+func (s *Store) folder(device string) (string, error) {
+	dir := filepath.Join(s.dir, safeName(device))
+	s.folders.Lock()
+	defer s.folders.Unlock()
+	err := os.Mkdir(dir, 0o700) //nolint:gosec // of safeName
+	if errors.Is(err, fs.ErrExist) && s.made[dir] {
+		return dir, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	s.made[dir] = false
+	if err := s.syncDir(s.dir); err != nil {
+		return "", err
+	}
+	s.made[dir] = true
+	return dir, nil
+}
+
+// reserve takes a place for a recording.
+func (s *Store) reserve(dir, path string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mayOpen(dir); err != nil {
+		return err
 	}
 	s.open[path+part] = dir
 	s.used += onDisk(0)
-	return &file{store: s, File: f, path: path}, nil
+	return nil
+}
+
+// release gives the place of a recording of a size back. Of one without bytes there is
+// nothing left.
+func (s *Store) release(path string, size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, path+part)
+	if size == 0 {
+		s.used -= onDisk(0)
+	}
 }
 
 // mayOpen returns why a device, which has the folder dir, may not begin another recording,
@@ -349,20 +400,15 @@ func (f *file) end(isWhole bool) error {
 	err := errors.Join(f.Sync(), f.Close())
 	switch {
 	case f.size == 0:
-		err = errors.Join(err, os.Remove(f.path+part))
+		err = errors.Join(err, os.Remove(f.path+part)) //nolint:gosec // of safeName
 	case isWhole && err == nil:
-		err = os.Rename(f.path+part, f.path+whole)
+		err = os.Rename(f.path+part, f.path+whole) //nolint:gosec // of safeName
 	}
-	f.store.mu.Lock()
-	delete(f.store.open, f.path+part)
-	if f.size == 0 {
-		f.store.used -= onDisk(0)
-	}
-	f.store.mu.Unlock()
-	return errors.Join(err, syncDir(filepath.Dir(f.path)))
+	f.store.release(f.path, f.size)
+	return errors.Join(err, f.store.syncDir(filepath.Dir(f.path)))
 }
 
-// syncDir makes the names in a folder last.
+// syncDir syncs a folder.
 func syncDir(dir string) error {
 	d, err := os.Open(dir) //nolint:gosec // of safeName
 	if err != nil {

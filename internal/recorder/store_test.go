@@ -206,6 +206,64 @@ func TestStoreCounts(t *testing.T) {
 	}
 }
 
+// What is acknowledged is found after a crash: its name is on the disk, too.
+func TestNamesLast(t *testing.T) {
+	s := newStore(t, Limits{})
+	dir := filepath.Join(s.dir, "proxy")
+	var synced []string
+	broken := ""
+	s.syncDir = func(dir string) error {
+		synced = append(synced, dir)
+		if dir == broken {
+			return errors.New("no sync")
+		}
+		return nil
+	}
+	check := func(what string, want ...string) {
+		t.Helper()
+		if !slices.Equal(synced, want) {
+			t.Errorf("%s syncs %q, want %q", what, synced, want)
+		}
+		synced = nil
+	}
+	event := func() error { return s.appendEvent("proxy", []byte("{}\n")) }
+	for _, broken = range []string{s.dir, dir} {
+		if _, err := s.create("proxy"); err == nil {
+			t.Errorf("a recording begins without a sync of %s", broken)
+		}
+		if err := event(); err == nil {
+			t.Errorf("an event is kept without a sync of %s", broken)
+		}
+		if open, _ := s.usage(); open != 0 {
+			t.Errorf("%d recordings are open", open)
+		}
+	}
+	broken, synced = "", nil
+	f, err := s.create("proxy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("a recording", dir)
+	if err := errors.Join(event(), event()); err != nil {
+		t.Fatal(err)
+	}
+	check("two events", dir)
+	if err := f.end(false); err != nil {
+		t.Error(err)
+	}
+	synced = nil
+	if f, err = s.create("another"); err != nil {
+		t.Fatal(err)
+	}
+	check("a new device's recording", s.dir, filepath.Join(s.dir, "another"))
+	if err := f.end(false); err != nil {
+		t.Error(err)
+	}
+	if list, err := List(s.dir); err != nil || len(list) > 0 {
+		t.Errorf("left are %+v, %v", list, err)
+	}
+}
+
 // Many small recordings count for what they take.
 func TestSmallFiles(t *testing.T) {
 	s := newStore(t, Limits{Total: 100 * blockSize, AtLeast: time.Hour})
