@@ -175,9 +175,16 @@ type Recordings struct {
 	Keep string `json:"keep,omitempty"`
 
 	// How much all recordings of a replica may take, for example 10Gi. The oldest are deleted
-	// first. Without it, all there is.
+	// first, but see keepAtLeast. Without it, all there is.
 	// +optional
 	MaxTotal *resource.Quantity `json:"maxTotal,omitempty"`
+
+	// How long recordings stay however much all take: 168h without it, 0s for no time. While
+	// younger ones take all of maxTotal, recordings are refused.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^([0-9]+(h|m|s))+$`
+	// +kubebuilder:validation:MaxLength=32
+	KeepAtLeast string `json:"keepAtLeast,omitempty"`
 
 	// How much one recording may take: 1Gi without it. A session that must be recorded ends
 	// there.

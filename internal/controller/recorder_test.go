@@ -126,7 +126,7 @@ func TestRecorderKeepsVolumes(t *testing.T) {
 	size := apiresource.MustParse("1Gi")
 	spec := v1alpha1.RecorderSpec{
 		Tags: []v1alpha1.Tag{tagK8s}, Storage: &v1alpha1.RecorderStorage{PersistentVolumeClaim: &v1alpha1.RecorderVolume{Size: size}},
-		Recordings: &v1alpha1.Recordings{Keep: "720h", MaxTotal: &size, From: []v1alpha1.Tag{"tag:a"}},
+		Recordings: &v1alpha1.Recordings{Keep: "720h", KeepAtLeast: "24h", MaxTotal: &size, From: []v1alpha1.Tag{"tag:a"}},
 	}
 	r := w.recorder(spec)
 	w.waitTaking(r)
@@ -134,7 +134,7 @@ func TestRecorderKeepsVolumes(t *testing.T) {
 		t.Errorf("message %q", message)
 	}
 	args := w.statefulSet(r).Spec.Template.Spec.Containers[0].Args
-	for _, want := range []string{"--keep=720h", "--max-total=1Gi", "--from=tag:a"} {
+	for _, want := range []string{"--keep=720h", "--keep-at-least=24h", "--max-total=1Gi", "--from=tag:a"} {
 		if !slices.Contains(args, want) {
 			t.Errorf("arguments %q lack %s", args, want)
 		}

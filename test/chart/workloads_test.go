@@ -90,7 +90,7 @@ recorder:
   spec:
     replicas: 2
     storage: {persistentVolumeClaim: {size: 10Gi, storageClassName: "", accessModes: [ReadWriteOncePod], whenDeleted: Delete}}
-    recordings: {keep: 720h, maxTotal: 9Gi, maxRecording: "0", minFree: 1Gi}
+    recordings: {keep: 720h, keepAtLeast: 24h, maxTotal: 9Gi, maxRecording: "0", minFree: 1Gi}
     statefulSet:
       labels: {team: access, tailscale.com/managed: "no"}
       annotations: {note: set}
