@@ -118,9 +118,10 @@ func TestModeChanged(t *testing.T) {
 	}
 }
 
-// TestManifests installs with kubectl apply, as the comments in the manifests say.
+// TestManifests installs with kubectl apply, as the comments in the manifests say. It is
+// alone: to delete the manifests is to delete the definitions of ProxyGroups and Recorders,
+// with all that there are in the cluster.
 func TestManifests(t *testing.T) {
-	t.Parallel()
 	r := suite.NewRelease(t, "tailscale", nil)
 	r.Name, r.Hostname = "operator", "tailscale-operator"
 	files := []string{framework.Root + "/manifests/operator.yaml", framework.Root + "/manifests/authproxy-rbac.yaml"}

@@ -21,6 +21,9 @@ var groups = map[string]map[string]permutation{
 	"ha-and-in-process": {"my-cluster": {}, "my-cluster-tools": {callers: tokens}},
 }
 
+// withdrawDelay is enough here, in seconds: the test's control server tells clients at once.
+const withdrawDelay = "5"
+
 // TestProxyGroups installs each example with ProxyGroups, uses the names that the
 // replicas serve together, upgrades it, and uninstalls it. The examples share their names,
 // so that one follows the other.
@@ -31,6 +34,7 @@ func TestProxyGroups(t *testing.T) {
 			r := suite.NewRelease(t, example, nil)
 			r.Files = []string{example}
 			oauth(t, r)
+			r.Switches["workloads.withdrawDelaySeconds"] = withdrawDelay
 			r.Upgrade(t)
 			for name, p := range names {
 				waitGroup(t, name)

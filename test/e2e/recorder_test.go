@@ -32,6 +32,7 @@ func TestRecorder(t *testing.T) {
 	r := suite.NewRelease(t, "recorder", nil)
 	r.Files = []string{recorderExample}
 	oauth(t, r)
+	r.Switches["workloads.withdrawDelaySeconds"] = withdrawDelay
 	claim := "recordings-" + recorderName + "-0"
 	r.Volume(t, claim)
 	r.Upgrade(t)
