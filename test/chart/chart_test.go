@@ -126,6 +126,8 @@ const manifestHeader = "# Generated from charts/tailscale-operator by go test ./
 const operatorHeader = `# No image has been published yet: README.md says how to build and push one. Put its name in the place of ghcr.io/tailhelm/tailhelm below.
 # Set client_id and client_secret below, and APISERVER_PROXY of the Deployment to "true" or
 # "noauth". For "true", and for ProxyGroups of mode auth, apply authproxy-rbac.yaml, too.
+# Before you delete these objects, delete all ProxyGroups and Recorders, and wait until they are gone: only the operator can take
+# what they have out of the tailnet, and their definitions go with it. Then remove its device in the admin console.
 ---
 apiVersion: v1
 kind: Namespace
@@ -145,7 +147,7 @@ stringData:
 // TestManifests compares the static manifests with the chart.
 func TestManifests(t *testing.T) {
 	golden(t, root+"/manifests/operator.yaml", manifestHeader+operatorHeader+definitions(t)+manifest(t, []string{
-		"controllers-clusterrole", "controllers-clusterrolebinding", "controllers-events-role", "controllers-events-rolebinding",
+		"admissionpolicy", "admissionpolicybinding", "controllers-clusterrole", "controllers-clusterrolebinding", "controllers-events-role", "controllers-events-rolebinding",
 		"controllers-role", "controllers-rolebinding", "deployment", "role", "rolebinding", "serviceaccount", "state-secret", "workloads-configmap",
 	}, "--set", "oauth.secretName=operator-oauth"))
 	golden(t, root+"/manifests/authproxy-rbac.yaml", manifestHeader+manifest(t,
