@@ -94,7 +94,7 @@ func TestMisconfiguredProxy(t *testing.T) {
 		"kubeconfig broken":       {args: []string{"--kubeconfig=" + f.brokenKubeconfig}, want: []string{"--kubeconfig", f.brokenKubeconfig}},
 		"kubeconfig impersonates": {args: []string{"--kubeconfig=" + f.impersonating}, want: []string{"--kubeconfig", f.impersonating, "boss", "remove"}},
 		"tags":                    {args: []string{"--tags=k8s"}, want: []string{"--tags", `"k8s"`, "tag:"}},
-		"log level":               {args: []string{"--log-level=loud"}, want: []string{"--log-level", `"loud"`, "debug, info, warn or error"}},
+		"log level":               {args: []string{"--log-level=loud"}, want: []string{"--log-level", `"loud"`, "debug (or dev), info, warn or error"}},
 		"state dir is a file":     {args: []string{"--state-dir=" + f.empty}, want: []string{"--state-dir", f.empty, "not a directory"}},
 	})
 }
@@ -119,7 +119,7 @@ func TestMisconfiguredOperator(t *testing.T) {
 		"no secret":              {unset: []string{"OPERATOR_SECRET"}, want: []string{"OPERATOR_SECRET", `""`, "Secret"}},
 		"tags":                   {env: []string{"OPERATOR_INITIAL_TAGS=tag:k8s,k8s"}, want: []string{"OPERATOR_INITIAL_TAGS", `"tag:k8s,k8s"`, `"k8s"`, "tag:"}},
 		"login server":           {env: []string{"OPERATOR_LOGIN_SERVER=control.example.com"}, want: []string{"OPERATOR_LOGIN_SERVER", `"control.example.com"`, "https://"}},
-		"logging":                {env: []string{"OPERATOR_LOGGING=loud"}, want: []string{"OPERATOR_LOGGING", `"loud"`, "debug, info"}},
+		"logging":                {env: []string{"OPERATOR_LOGGING=loud"}, want: []string{"OPERATOR_LOGGING", `"loud"`, "debug (or dev), info"}},
 		"port":                   {env: []string{"TS_PORT=70000"}, want: []string{"TS_PORT", `"70000"`, "65535"}},
 		"no credentials":         {unset: []string{"CLIENT_ID_FILE", "CLIENT_SECRET_FILE"}, want: []string{"CLIENT_ID_FILE", "CLIENT_SECRET_FILE", "CLIENT_ID", "TS_AUTHKEY", "--auth-key-file"}},
 		"no client ID":           {unset: []string{"CLIENT_ID_FILE"}, want: []string{"CLIENT_ID_FILE", `""`, "CLIENT_SECRET_FILE"}},

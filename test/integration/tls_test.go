@@ -258,7 +258,7 @@ func TestHTTPSDisabled(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newProxy(t, proxyOptions{tailnet: tn})
-	p.readyz(t, "[+]tailnet ok", "[-]certificate failed: ", "enable HTTPS", "file, off")
+	p.readyz(t, "[+]tailnet ok", "[-]certificate failed: ", "enable HTTPS", "tls.source (--tls)")
 	if n := tn.Calls(tailnet.PathACMENewOrder); n > 0 {
 		t.Errorf("%d orders of a certificate that cannot be had", n)
 	}
