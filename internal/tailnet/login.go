@@ -164,6 +164,9 @@ func (n *Node) stayLoggedIn(ctx context.Context) error {
 			if err := pause(ctx, backoff.Step()); err != nil {
 				return err
 			}
+			if !needsLogin(n.currentStatus()) {
+				break // the last one has come through after all
+			}
 			if err := n.login(ctx); err != nil {
 				n.config.Log.WarnContext(ctx, "logging in to the tailnet", "error", err)
 				n.update(func(s *status) { s.err = err })
@@ -205,6 +208,7 @@ func (n *Node) firstKey(ctx context.Context) (string, error) {
 	for backoff := loginBackoff; ; {
 		key, err := n.authKey(ctx)
 		if err == nil {
+			n.update(func(s *status) { s.err = nil })
 			return key, nil
 		}
 		n.config.Log.WarnContext(ctx, "no auth key yet", "error", err)
