@@ -6,6 +6,7 @@ package e2e
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,7 +44,7 @@ func TestProxyGroups(t *testing.T) {
 			}
 			upgradeGroups(t, r, names)
 			r.Uninstall(t)
-			framework.Wait(t, "every device to be gone", func(context.Context) bool { return len(devicesOf(r)) == 0 })
+			framework.Wait(t, "every device to be gone", func(context.Context) bool { return len(devicesOf(r, names)) == 0 })
 			if services := suite.Tailnet.Services(); len(services) > 0 {
 				t.Errorf("after helm uninstall the tailnet still has %+v", services)
 			}
@@ -72,14 +73,16 @@ func waitReplaced(t *testing.T, r *framework.Release, name, annotation string) {
 	})
 }
 
-// devicesOf are the IDs of the devices of a release: its operator's, and those of all replicas.
-func devicesOf(r *framework.Release) []string {
+// devicesOf are the IDs of the devices of a release: its operator's, and those of the replicas
+// of its groups. Other releases have devices with the same tags at the same time.
+func devicesOf(r *framework.Release, names map[string]permutation) []string {
 	var ids []string
 	for _, d := range r.Devices() {
 		ids = append(ids, d.ID)
 	}
 	for _, d := range suite.Tailnet.Devices() {
-		if slices.ContainsFunc(d.Identity.Tags, func(tag string) bool { return slices.Contains(framework.GroupTags, tag) }) {
+		i := strings.LastIndexByte(d.Hostname, '-')
+		if _, isReplica := names[d.Hostname[:max(i, 0)]]; isReplica {
 			ids = append(ids, d.ID)
 		}
 	}
@@ -97,7 +100,7 @@ func upgradeGroups(t *testing.T, r *framework.Release, names map[string]permutat
 		}
 		return n
 	}
-	devices, ordered := devicesOf(r), orders()
+	devices, ordered := devicesOf(r, names), orders()
 	const annotation = "upgraded"
 	r.Values["workloads.podAnnotations."+annotation] = "yes"
 	r.Upgrade(t)
@@ -108,7 +111,7 @@ func upgradeGroups(t *testing.T, r *framework.Release, names map[string]permutat
 			c.CheckIdentity(t)
 		}
 	}
-	if after := devicesOf(r); !slices.Equal(after, devices) {
+	if after := devicesOf(r, names); !slices.Equal(after, devices) {
 		t.Errorf("after an upgrade the devices are %q, before it they were %q", after, devices)
 	}
 	if n := orders(); n != ordered {
