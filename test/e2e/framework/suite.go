@@ -42,14 +42,14 @@ const OperatorTag = "tag:k8s-operator"
 // RecorderTag is the tag of recorders in the examples.
 const RecorderTag = "tag:k8s-recorder"
 
-// GroupTags are the tags of ProxyGroups' replicas.
-var GroupTags = []string{"tag:k8s", "tag:k8s-tools"}
+// groupTags are the tags of ProxyGroups' replicas.
+var groupTags = []string{"tag:k8s", "tag:k8s-tools"}
 
 // TagOwners are the owners of tags as the documentation has them: the operator's OAuth
 // client gives replicas and recorders theirs.
 func TagOwners() map[string][]string {
 	owners := map[string][]string{RecorderTag: {OperatorTag}}
-	for _, tag := range GroupTags {
+	for _, tag := range groupTags {
 		owners[tag] = []string{OperatorTag}
 	}
 	return owners
