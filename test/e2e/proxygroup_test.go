@@ -55,7 +55,13 @@ func TestProxyGroups(t *testing.T) {
 // waitGroup waits until a ProxyGroup is ready.
 func waitGroup(t *testing.T, name string) {
 	t.Helper()
-	out, err := suite.Kubectl(t.Context(), "wait", "proxygroup/"+name, "--for=condition=ProxyGroupReady=true", "--timeout=5m").CombinedOutput()
+	waitCondition(t, "proxygroup/"+name, "ProxyGroupReady=true")
+}
+
+// waitCondition waits until an object without namespace has a condition.
+func waitCondition(t *testing.T, object, condition string) {
+	t.Helper()
+	out, err := suite.Kubectl(t.Context(), "wait", object, "--for=condition="+condition, "--timeout=5m").CombinedOutput()
 	if err != nil {
 		t.Fatalf("kubectl wait: %v\n%s", err, out)
 	}

@@ -162,10 +162,7 @@ func recordings(t *testing.T, r *framework.Release) []string {
 // waitRecorder waits until the Recorder has a condition.
 func waitRecorder(t *testing.T, condition string) {
 	t.Helper()
-	out, err := suite.Kubectl(t.Context(), "wait", "recorder/"+recorderName, "--for=condition="+condition, "--timeout=5m").CombinedOutput()
-	if err != nil {
-		t.Fatalf("kubectl wait: %v\n%s", err, out)
-	}
+	waitCondition(t, "recorder/"+recorderName, condition)
 }
 
 func scaleRecorder(t *testing.T, replicas int) {

@@ -4,7 +4,6 @@
 package tailnet
 
 import (
-	"bytes"
 	"encoding/json"
 	"maps"
 	"net/netip"
@@ -21,20 +20,16 @@ const recorderPort = 80
 // the devices with these tags besides, in its field recorderAddrs, as the control server
 // fills it in. One that has the field already keeps it: a test says so what is there.
 func (t *Tailnet) capabilitiesLocked(app tailcfg.PeerCapMap) tailcfg.PeerCapMap {
-	rules := app[tailcfg.PeerCapabilityKubernetes]
-	if !slices.ContainsFunc(rules, namesRecorders) {
+	rules := slices.Clone(app[tailcfg.PeerCapabilityKubernetes])
+	if len(rules) == 0 {
 		return app
 	}
-	app = maps.Clone(app)
-	app[tailcfg.PeerCapabilityKubernetes] = nil
-	for _, rule := range rules {
-		app[tailcfg.PeerCapabilityKubernetes] = append(app[tailcfg.PeerCapabilityKubernetes], t.addRecordersLocked(rule))
+	for i, rule := range rules {
+		rules[i] = t.addRecordersLocked(rule)
 	}
+	app = maps.Clone(app)
+	app[tailcfg.PeerCapabilityKubernetes] = rules
 	return app
-}
-
-func namesRecorders(rule tailcfg.RawMessage) bool {
-	return bytes.Contains([]byte(rule), []byte(`"recorder"`))
 }
 
 // addRecordersLocked leaves what is no such rule as it is: devices are to see what the
