@@ -76,11 +76,11 @@ func (o *cleanupOptions) cleanup(env environment, logs io.Writer) (*controller.C
 	if err != nil {
 		return nil, err
 	}
-	if o.operator.keys, err = o.operator.readKeys(env); err != nil {
+	if err := o.operator.readKeys(env); err != nil {
 		log.Warn("there is no access to the Tailscale API: the operator's device stays", "error", err)
 	}
 	return &controller.Cleanup{
-		API: o.operator.api(), Cluster: cluster, Deployment: o.deployment, Log: log, Namespace: o.namespace,
+		API: o.operator.api, Cluster: cluster, Deployment: o.deployment, Log: log, Namespace: o.namespace,
 		Operator: o.name, StateSecret: o.stateSecret, Timeout: o.timeout,
 	}, nil
 }

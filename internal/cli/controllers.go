@@ -17,8 +17,7 @@ import (
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/tailhelm/tailhelm/internal/controller"
-	"github.com/tailhelm/tailhelm/internal/tailapi"
-	"github.com/tailhelm/tailhelm/internal/tailnet"
+	"github.com/tailhelm/tailhelm/internal/health"
 )
 
 // controllerOptions are the configuration of the operator's controllers.
@@ -60,37 +59,40 @@ func (o *controllerOptions) read(env environment) error {
 	return nil
 }
 
-// controllers starts the controllers, if they are wanted. They end with ctx; wait
-// returns when they have.
-func (o *operatorOptions) controllers(ctx context.Context, cluster *rest.Config, log *slog.Logger) (wait func()) {
+// controllers returns the controllers, or nil if they are not wanted.
+func (o *operatorOptions) controllers(cluster *rest.Config, log *slog.Logger) *controller.Controllers {
 	if !o.controller.on {
-		return func() {}
+		return nil
 	}
-	config := controller.Config{
-		API: o.api(), Cluster: cluster, DefaultClass: o.controller.defaultClass, Impersonator: o.impersonator,
+	return controller.New(controller.Config{
+		API: o.api, Cluster: cluster, DefaultClass: o.controller.defaultClass, Impersonator: o.impersonator,
 		InstallCRDs: o.controller.installCRDs, LeaderElectionID: o.controller.leaderElectionID, Log: log,
 		LoginServer: o.loginServer, Namespace: o.namespace, Operator: o.controller.name, Release: o.controller.release, Tags: o.controller.tags,
 		WorkloadsDir: o.controller.workloadsDir,
-	}
+	})
+}
+
+// runControllers runs controllers, if there are any, until ctx is done. wait returns when
+// they have ended.
+func runControllers(ctx context.Context, c *controller.Controllers) (wait func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		controller.Run(ctx, config)
+		if c != nil {
+			c.Run(ctx)
+		}
 	}()
 	return func() { <-done }
 }
 
-// api returns the way to the Tailscale API with the credentials of the operator's own
-// device, or nil when it has but an auth key.
-func (o *operatorOptions) api() *tailapi.Client {
-	m, ok := o.keys.(*tailnet.Minter)
-	if !ok {
+// controllerChecks returns the checks of controllers, if there are any. They never fail: a
+// pod whose controllers do not work serves its proxy, and nothing in the cluster would
+// mend them by sending it no requests.
+func controllerChecks(c *controller.Controllers) []health.Check {
+	if c == nil {
 		return nil
 	}
-	return tailapi.New(tailapi.Credentials{
-		BaseURL: m.BaseURL, ClientIDFile: m.ClientIDFile, ClientSecretFile: m.ClientSecretFile,
-		ClientID: m.ClientID, IDTokenFile: m.IDTokenFile,
-	})
+	return []health.Check{{Name: "controllers", Warn: c.Warning}, {Name: "tailscaleapi", Warn: c.APIWarning}}
 }
 
 // withControllers returns the metrics of a registry and those of the controllers, which

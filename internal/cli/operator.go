@@ -22,7 +22,9 @@ import (
 	"tailscale.com/tailcfg"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
+	"github.com/tailhelm/tailhelm/internal/controller"
 	"github.com/tailhelm/tailhelm/internal/health"
+	"github.com/tailhelm/tailhelm/internal/tailapi"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
 
@@ -35,15 +37,17 @@ type operatorOptions struct {
 	masters      bool   // flag
 	controller   controllerOptions
 
-	mode        apiproxy.Mode // APISERVER_PROXY; "" is off
-	hostname    string        // OPERATOR_HOSTNAME
-	namespace   string        // OPERATOR_NAMESPACE
-	stateSecret string        // OPERATOR_SECRET
-	podUID      string        // POD_UID
-	loginServer string        // OPERATOR_LOGIN_SERVER
-	tags        []string      // OPERATOR_INITIAL_TAGS
-	port        uint16        // TS_PORT
-	keys        tailnet.Keys  // CLIENT_ID_FILE and CLIENT_SECRET_FILE, CLIENT_ID, TS_AUTHKEY
+	mode        apiproxy.Mode       // APISERVER_PROXY; "" is off
+	hostname    string              // OPERATOR_HOSTNAME
+	namespace   string              // OPERATOR_NAMESPACE
+	stateSecret string              // OPERATOR_SECRET
+	podUID      string              // POD_UID
+	loginServer string              // OPERATOR_LOGIN_SERVER
+	tags        []string            // OPERATOR_INITIAL_TAGS
+	port        uint16              // TS_PORT
+	keys        tailnet.Keys        // TS_AUTHKEY, or minted with:
+	credentials tailapi.Credentials // CLIENT_ID_FILE and CLIENT_SECRET_FILE, or CLIENT_ID
+	api         *tailapi.Client     // with credentials; nil without any
 }
 
 // defaultIDTokenFile is where the chart mounts a workload identity's token.
@@ -83,25 +87,26 @@ func (o *operatorOptions) run(ctx context.Context, env environment, logs io.Writ
 		return err
 	}
 	if o.mode == "" && !o.controller.on {
-		return o.idle(ctx, log)
+		return o.idle(ctx, nil, log)
 	}
 	config, err := clusterConfig("KUBECONFIG", env("KUBECONFIG"))
 	if err != nil {
 		return err
 	}
 	// Whatever happens to the controllers, the proxy serves.
+	controllers := o.controllers(config, log)
 	controlling, stop := context.WithCancel(ctx)
-	wait := o.controllers(controlling, config, log)
+	wait := runControllers(controlling, controllers)
 	defer func() { stop(); wait() }()
 	if o.mode == "" {
-		return o.idle(ctx, log)
+		return o.idle(ctx, controllers, log)
 	}
 	s, err := o.service(config, log)
 	if err != nil {
 		return err
 	}
 	s.upstreamSetting = [2]string{"KUBECONFIG", env("KUBECONFIG")}
-	s.controllers = o.controller.on
+	s.controllers = controllers
 	if err := s.prepare(); err != nil {
 		return err
 	}
@@ -147,17 +152,21 @@ func refusedGroups(allowMasters bool) []string {
 }
 
 // idle serves health only: without a proxy there is nothing to join a tailnet for.
-func (o *operatorOptions) idle(ctx context.Context, log *slog.Logger) error {
+func (o *operatorOptions) idle(ctx context.Context, controllers *controller.Controllers, log *slog.Logger) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.metricsAddress)
 	if err != nil {
 		return badSetting("--metrics-address", o.metricsAddress, err.Error())
 	}
 	log.InfoContext(ctx, "the API server proxy of the operator's own pod is off (APISERVER_PROXY)")
-	var metrics prometheus.Gatherer = newRegistry()
-	if o.controller.on {
+	checks := append([]health.Check{{Name: "ping"}}, controllerChecks(controllers)...)
+	registry := newRegistry()
+	registry.MustRegister(health.NewCollector("tailhelm_operator_ready", "1 while /readyz says that the operator is ready.", checks...))
+	var metrics prometheus.Gatherer = registry
+	if controllers != nil {
 		metrics = withControllers(metrics)
 	}
-	return serveHealth(ctx, log, l, metrics, health.Check{Name: "ping", Check: func(context.Context) error { return nil }})
+	go health.Log(ctx, log, checks...)
+	return serveHealth(ctx, log, l, metrics, checks...)
 }
 
 // read reads and checks the configuration. It joins and asks nothing.
@@ -187,8 +196,7 @@ func (o *operatorOptions) read(env environment) error {
 	if err := validTags("OPERATOR_INITIAL_TAGS", o.tags); err != nil {
 		return err
 	}
-	o.keys, err = o.readKeys(env)
-	return err
+	return o.readKeys(env)
 }
 
 // readDevice reads what the operator's own device needs.
@@ -205,34 +213,34 @@ func (o *operatorOptions) readDevice(env environment) (err error) {
 	return err
 }
 
-// readKeys returns the credentials for the tailnet: exactly one kind of them.
-func (o *operatorOptions) readKeys(env environment) (tailnet.Keys, error) {
+// readKeys reads the credentials for the tailnet: exactly one kind of them.
+func (o *operatorOptions) readKeys(env environment) error {
 	fixed, err := fixedKey(env, o.authKeyFile)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	id, idFile, secretFile := env("CLIENT_ID"), env("CLIENT_ID_FILE"), env("CLIENT_SECRET_FILE")
-	minter := &tailnet.Minter{
-		BaseURL: o.loginServer, Tags: o.tags, Description: "Kubernetes API server proxy",
-		ClientID: id, IDTokenFile: o.idTokenFile, ClientIDFile: idFile, ClientSecretFile: secretFile,
-	}
 	switch {
 	case fixed != nil && (id != "" || idFile != "" || secretFile != ""):
-		return nil, badSetting("TS_AUTHKEY", "(hidden)", "an OAuth client is configured, too: give an auth key or CLIENT_ID or CLIENT_ID_FILE and CLIENT_SECRET_FILE")
+		return badSetting("TS_AUTHKEY", "(hidden)", "an OAuth client is configured, too: give an auth key or CLIENT_ID or CLIENT_ID_FILE and CLIENT_SECRET_FILE")
 	case fixed != nil:
-		return fixed, nil
+		o.keys = fixed
+		return nil
 	case id != "" && (idFile != "" || secretFile != ""):
-		return nil, badSetting("CLIENT_ID", id, "CLIENT_ID_FILE or CLIENT_SECRET_FILE is set, too: give a workload identity or an OAuth client")
-	case id != "":
-		return minter, nil
-	case idFile == "" && secretFile == "":
-		return nil, badSetting("CLIENT_ID_FILE", "", "give CLIENT_ID_FILE and CLIENT_SECRET_FILE (an OAuth client), CLIENT_ID (a workload identity), or TS_AUTHKEY or --auth-key-file (an auth key)")
-	case idFile == "":
-		return nil, badSetting("CLIENT_ID_FILE", "", "goes with CLIENT_SECRET_FILE: give both")
-	case secretFile == "":
-		return nil, badSetting("CLIENT_SECRET_FILE", "", "goes with CLIENT_ID_FILE: give both")
+		return badSetting("CLIENT_ID", id, "CLIENT_ID_FILE or CLIENT_SECRET_FILE is set, too: give a workload identity or an OAuth client")
+	case id == "" && idFile == "" && secretFile == "":
+		return badSetting("CLIENT_ID_FILE", "", "give CLIENT_ID_FILE and CLIENT_SECRET_FILE (an OAuth client), CLIENT_ID (a workload identity), or TS_AUTHKEY or --auth-key-file (an auth key)")
+	case id == "" && idFile == "":
+		return badSetting("CLIENT_ID_FILE", "", "goes with CLIENT_SECRET_FILE: give both")
+	case id == "" && secretFile == "":
+		return badSetting("CLIENT_SECRET_FILE", "", "goes with CLIENT_ID_FILE: give both")
 	}
-	return minter, nil
+	o.credentials = tailapi.Credentials{
+		BaseURL: o.loginServer, ClientID: id, IDTokenFile: o.idTokenFile, ClientIDFile: idFile, ClientSecretFile: secretFile,
+	}
+	o.api = tailapi.New(o.credentials)
+	o.keys = &tailnet.Minter{API: o.api, Tags: o.tags, Description: "Kubernetes API server proxy"}
+	return nil
 }
 
 // proxyMode reads APISERVER_PROXY and its deprecated predecessor AUTH_PROXY.

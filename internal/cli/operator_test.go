@@ -5,6 +5,7 @@ package cli
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
+	"github.com/tailhelm/tailhelm/internal/tailapi"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
 
@@ -40,12 +42,12 @@ func TestOperatorOptions(t *testing.T) {
 	if diff := cmp.Diff([]string{"tag:k8s-operator", "tag:prod"}, o.tags); diff != "" {
 		t.Errorf("tags (-want +got):\n%s", diff)
 	}
-	want := &tailnet.Minter{
-		BaseURL: "https://control.example.com", Tags: o.tags, Description: "Kubernetes API server proxy",
-		IDTokenFile: "/token", ClientIDFile: "/oauth/client_id", ClientSecretFile: "/oauth/client_secret",
+	want := tailapi.Credentials{BaseURL: "https://control.example.com", IDTokenFile: "/token", ClientIDFile: "/oauth/client_id", ClientSecretFile: "/oauth/client_secret"}
+	if diff := cmp.Diff(want, o.credentials); diff != "" {
+		t.Errorf("credentials (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(tailnet.Keys(want), o.keys); diff != "" {
-		t.Errorf("keys (-want +got):\n%s", diff)
+	if m, ok := o.keys.(*tailnet.Minter); !ok || m.API != o.api || o.api == nil || !slices.Equal(m.Tags, o.tags) {
+		t.Errorf("keys %+v", o.keys)
 	}
 }
 
@@ -123,8 +125,8 @@ func TestOperatorWorkloadIdentity(t *testing.T) {
 	if err := o.read(operatorEnv.with("CLIENT_ID_FILE", "").with("CLIENT_SECRET_FILE", "").with("CLIENT_ID", "id").environment()); err != nil {
 		t.Fatal(err)
 	}
-	if m, ok := o.keys.(*tailnet.Minter); !ok || m.ClientID != "id" || m.IDTokenFile != "/token" {
-		t.Errorf("keys %+v", o.keys)
+	if c := o.credentials; o.api == nil || c.ClientID != "id" || c.IDTokenFile != "/token" {
+		t.Errorf("credentials %+v", c)
 	}
 }
 

@@ -241,7 +241,7 @@ func (s *recorderService) run(ctx context.Context) error {
 	defer end()
 	group, life := errgroup.WithContext(life)
 	checks := s.checks(ctx)
-	s.observe(checks)
+	s.registry.MustRegister(health.NewCollector("tailhelm_recorder_ready", "1 while /readyz says that the recorder takes recordings.", checks...))
 	group.Go(func() error { return serveHealth(life, s.log, pod, s.registry, checks...) })
 	if err := s.node.Start(ctx); ctx.Err() != nil {
 		return nil // told to end before there was anything to drain
@@ -251,6 +251,10 @@ func (s *recorderService) run(ctx context.Context) error {
 	defer func() { _ = s.node.Close() }() // the process ends; there is nothing to do about an error
 	group.Go(func() error { return s.node.Run(life) })
 	group.Go(func() error { return s.store.Run(life) })
+	group.Go(func() error {
+		health.Log(life, s.log, checks...)
+		return nil
+	})
 	if s.state != nil {
 		group.Go(func() error {
 			return s.node.Report(life, s.state, s.podUID, func(ctx context.Context) map[string]string { return health.Failing(ctx, checks...) })
@@ -300,7 +304,7 @@ func (s *recorderService) checks(ctx context.Context) []health.Check {
 			}
 			return nil
 		}},
-		{Name: "tailnet", Check: s.node.Ready},
+		{Name: "tailnet", Check: s.node.Ready, Warn: s.node.Warning},
 		{Name: "listening", Check: func(context.Context) error {
 			if !s.listening.Load() {
 				return errors.New("not listening on the tailnet yet")
@@ -309,16 +313,4 @@ func (s *recorderService) checks(ctx context.Context) []health.Check {
 		}},
 		{Name: "disk", Check: s.store.Ready},
 	}
-}
-
-// observe registers the metric whether all is well.
-func (s *recorderService) observe(checks []health.Check) {
-	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Namespace: "tailhelm", Subsystem: "recorder", Name: "ready", Help: "1 while /readyz says that the recorder takes recordings.",
-	}, func() float64 {
-		if len(health.Failing(context.Background(), checks...)) > 0 {
-			return 0
-		}
-		return 1
-	}))
 }

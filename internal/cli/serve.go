@@ -24,6 +24,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
+	"github.com/tailhelm/tailhelm/internal/controller"
 	"github.com/tailhelm/tailhelm/internal/health"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
@@ -44,6 +45,7 @@ const (
 type certificates interface {
 	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	Ready(context.Context) error
+	Warning(context.Context) error
 	Expiry() time.Time
 	Run(context.Context) error
 }
@@ -65,11 +67,12 @@ type service struct {
 	// podUID the pod that this process is.
 	state  *tailnet.SecretStore
 	podUID string
-	// controllers says whether their metrics are to be served, too.
-	controllers bool
+	// controllers are those that run beside the proxy, or nil.
+	controllers *controller.Controllers
 	log         *slog.Logger
 
 	proxy     *apiproxy.Proxy
+	checks    []health.Check
 	registry  *prometheus.Registry
 	metrics   *apiproxy.Metrics
 	listening atomic.Bool
@@ -85,6 +88,7 @@ func (s *service) prepare() (err error) {
 	if err != nil {
 		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}
+	s.checks = s.newChecks()
 	s.observe()
 	return nil
 }
@@ -120,15 +124,18 @@ func (s *service) run(ctx context.Context) error {
 	if s.certs != nil {
 		group.Go(func() error { return s.certs.Run(life) })
 	}
-	checks := s.checks()
 	if s.state != nil {
 		group.Go(func() error {
-			return s.node.Report(life, s.state, s.podUID, func(ctx context.Context) map[string]string { return health.Failing(ctx, checks...) })
+			return s.node.Report(life, s.state, s.podUID, func(ctx context.Context) map[string]string { return health.Failing(ctx, s.checks...) })
 		})
 	}
 	if s.replica != nil {
-		group.Go(func() error { return s.replica.run(life, checks) })
+		group.Go(func() error { return s.replica.run(life, s.checks) })
 	}
+	group.Go(func() error {
+		health.Log(life, s.log, s.checks...)
+		return nil
+	})
 	group.Go(func() error {
 		defer end()
 		serving, stop := context.WithCancel(ctx)
@@ -170,8 +177,8 @@ func (s *service) serveTailnet(ctx context.Context) error {
 	return apiproxy.NewServer(config).Serve(ctx, secure, plain)
 }
 
-// checks returns what must hold for the proxy to be ready. prepare comes before it.
-func (s *service) checks() []health.Check {
+// newChecks returns what must hold for the proxy to be ready.
+func (s *service) newChecks() []health.Check {
 	checks := []health.Check{
 		{Name: checkShutdown, Check: func(context.Context) error {
 			if s.draining.Load() {
@@ -179,10 +186,10 @@ func (s *service) checks() []health.Check {
 			}
 			return nil
 		}},
-		{Name: "tailnet", Check: s.node.Ready},
+		{Name: "tailnet", Check: s.node.Ready, Warn: s.node.Warning},
 	}
 	if s.certs != nil {
-		checks = append(checks, health.Check{Name: "certificate", Check: s.certs.Ready})
+		checks = append(checks, health.Check{Name: "certificate", Check: s.certs.Ready, Warn: s.certs.Warning})
 	}
 	checks = append(checks,
 		health.Check{Name: "listening", Check: func(context.Context) error {
@@ -199,21 +206,23 @@ func (s *service) checks() []health.Check {
 	}
 	if s.replica != nil {
 		checks = append(checks, health.Check{Name: checkService, Check: s.replica.service.Ready})
+	} else {
+		checks = append(checks, health.Check{Name: "name", Warn: s.node.NameWarning}) // kubeconfigs have it
 	}
-	return checks
+	return append(checks, controllerChecks(s.controllers)...)
 }
 
 // serveHealth serves /livez, /readyz and /metrics for the pod until ctx is done.
 func (s *service) serveHealth(ctx context.Context, l net.Listener) error {
 	var metrics prometheus.Gatherer = s.registry
-	if s.controllers {
+	if s.controllers != nil {
 		metrics = withControllers(metrics)
 	}
-	return serveHealth(ctx, s.log, l, metrics, s.checks()...)
+	return serveHealth(ctx, s.log, l, metrics, s.checks...)
 }
 
 func serveHealth(ctx context.Context, log *slog.Logger, l net.Listener, metrics prometheus.Gatherer, checks ...health.Check) error {
-	live, ready := health.Handler("livez", health.Check{Name: "ping", Check: func(context.Context) error { return nil }}), health.Handler("readyz", checks...)
+	live, ready := health.Handler("livez", health.Check{Name: "ping"}), health.Handler("readyz", checks...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /livez", live)
 	mux.Handle("GET /livez/{name}", live)
@@ -243,15 +252,7 @@ func newRegistry() *prometheus.Registry {
 
 // observe registers the metrics of the node, its certificate, and whether all is well.
 func (s *service) observe() {
-	checks := s.checks()
-	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Namespace: "tailhelm", Name: "ready", Help: "1 while /readyz says that the proxy is ready.",
-	}, func() float64 {
-		if len(health.Failing(context.Background(), checks...)) > 0 {
-			return 0
-		}
-		return 1
-	}))
+	s.registry.MustRegister(health.NewCollector("tailhelm_ready", "1 while /readyz says that the proxy is ready.", s.checks...))
 	s.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "tailhelm", Name: "tailnet_up", Help: "1 while the device is on the tailnet.",
 	}, func() float64 {

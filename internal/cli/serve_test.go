@@ -47,7 +47,7 @@ func TestChecks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			for _, c := range newTestService(t, tc.change).checks() {
+			for _, c := range newTestService(t, tc.change).newChecks() {
 				got = append(got, c.Name)
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
@@ -62,7 +62,7 @@ func TestChecks(t *testing.T) {
 func TestReadiness(t *testing.T) {
 	s := newTestService(t, func(*proxyOptions) {})
 	check := func(name string) error {
-		for _, c := range s.checks() {
+		for _, c := range s.newChecks() {
 			if c.Name == name {
 				return c.Check(t.Context())
 			}
@@ -129,6 +129,7 @@ func TestObserve(t *testing.T) {
 	s := newTestService(t, func(o *proxyOptions) { o.tls = tlsACME })
 	s.registry = newRegistry()
 	s.metrics = apiproxy.NewMetrics(s.registry)
+	s.checks = s.newChecks()
 	s.observe()
 	want := `
 # HELP tailhelm_certificate_expiry_timestamp_seconds When the certificate ends, as a Unix time; 0 before there is one.

@@ -130,31 +130,22 @@ func revision(d metav1.Object) int {
 	return n
 }
 
-// waitForCRDs waits until the API server serves the kinds without which nothing works, which
-// people may install later, or ctx is done.
-func waitForCRDs(ctx context.Context, d *discovery.DiscoveryClient, log *slog.Logger) error {
-	return waitForKinds(ctx, d, log, kindProxyGroup, kindProxyClass)
-}
-
-// waitForKinds waits until the API server serves these kinds of ours, or ctx is done.
-func waitForKinds(ctx context.Context, d *discovery.DiscoveryClient, log *slog.Logger, kinds ...string) error {
+// waitForKinds waits until the API server serves these kinds of ours, which people may
+// install later, or ctx is done. It tells note why it waits, whenever that changes.
+func waitForKinds(ctx context.Context, d *discovery.DiscoveryClient, note func(context.Context, error), kinds ...string) error {
 	said := ""
 	return wait.PollUntilContextCancel(ctx, crdInterval, true, func(ctx context.Context) (bool, error) {
 		missing, err := missingKinds(ctx, d, kinds...)
-		state := strings.Join(missing, ", ")
-		if err != nil {
-			state = err.Error()
-		}
 		switch {
 		case len(missing) == 0 && err == nil:
 			return true, nil
-		case state == said: // once is enough
-		case err != nil:
-			log.WarnContext(ctx, "the controllers wait for the API server", "error", err)
-		default:
-			log.WarnContext(ctx, "the controllers wait for the CustomResourceDefinitions of the chart: install them with helm, or kubectl apply", "missing", missing)
+		case err == nil:
+			err = fmt.Errorf("the CustomResourceDefinitions of %s are missing: install those of the chart with helm or kubectl apply", strings.Join(missing, ", "))
 		}
-		said = state
+		if err.Error() != said {
+			said = err.Error()
+			note(ctx, err)
+		}
 		return false, nil
 	})
 }

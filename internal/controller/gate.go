@@ -41,12 +41,12 @@ func (g *gate) do(f func(*tailapi.Client) error) error {
 		return errNoAPI
 	}
 	g.mu.Lock()
-	if time.Now().Before(g.until) {
-		defer g.mu.Unlock()
-		return g.err
-	}
+	shut, err := time.Now().Before(g.until), g.err
 	g.mu.Unlock()
-	err := f(g.api)
+	if shut {
+		return err
+	}
+	err = f(g.api)
 	g.note(err)
 	return err
 }
@@ -78,7 +78,10 @@ func (g *gate) note(err error) {
 	default:
 		return
 	}
-	g.until, g.err = time.Now().Add(wait), err
+	// For all callers: what this one wanted is not their business.
+	shared := *e
+	shared.Action = "using the Tailscale API"
+	g.until, g.err = time.Now().Add(wait), &shared
 }
 
 // after returns when to try again what failed with err.

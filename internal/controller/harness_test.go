@@ -121,7 +121,7 @@ func (w *world) start() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		Run(ctx, w.config)
+		New(w.config).Run(ctx)
 	}()
 	w.stop = func() {
 		cancel()

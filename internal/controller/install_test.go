@@ -55,13 +55,17 @@ func TestCRDs(t *testing.T) {
 	logger := slog.New(slog.NewTextHandler(&log, nil))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if err := waitForCRDs(ctx, d, logger); err == nil || strings.Count(log.String(), "wait for the CustomResourceDefinitions") != 1 {
+	waiting := New(Config{Log: logger})
+	if err := waitForKinds(ctx, d, waiting.waits, kindProxyGroup, kindProxyClass); err == nil || strings.Count(log.String(), "the CustomResourceDefinitions of ProxyClass, ProxyGroup are missing") != 1 {
 		t.Errorf("error %v, log %s", err, &log)
+	}
+	if err := waiting.Warning(t.Context()); err == nil || !strings.Contains(err.Error(), "install those of the chart") {
+		t.Errorf("without definitions, the controllers warn %v", err)
 	}
 	if err := InstallCRDs(t.Context(), c, release, logger); err != nil {
 		t.Fatal(err)
 	}
-	if err := waitForCRDs(t.Context(), d, logger); err != nil {
+	if err := waitForKinds(t.Context(), d, waiting.waits, kindProxyGroup, kindProxyClass); err != nil {
 		t.Fatal(err)
 	}
 	crd := &unstructured.Unstructured{}
@@ -174,7 +178,8 @@ func TestWithoutRecorders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := waitForCRDs(t.Context(), d, slog.New(slog.DiscardHandler)); err != nil {
+	silent := New(Config{Log: slog.New(slog.DiscardHandler)})
+	if err := waitForKinds(t.Context(), d, silent.waits, kindProxyGroup, kindProxyClass); err != nil {
 		t.Fatal(err)
 	}
 	w := newWorldIn(t, cluster, c, testtailnet.New(t, testtailnet.Options{NoHTTPS: true}))
@@ -184,7 +189,7 @@ func TestWithoutRecorders(t *testing.T) {
 	if err := InstallCRDs(t.Context(), c, release, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	if err := waitForKinds(t.Context(), d, slog.New(slog.DiscardHandler), kindRecorder); err != nil {
+	if err := waitForKinds(t.Context(), d, silent.lacks, kindRecorder); err != nil {
 		t.Fatal(err)
 	}
 	w.waitTaking(w.recorder(v1alpha1.RecorderSpec{}))

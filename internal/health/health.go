@@ -20,8 +20,31 @@ const checkTimeout = 5 * time.Second
 type Check struct {
 	// Name identifies the check, in lower case.
 	Name string
-	// Check returns nil, or why the condition does not hold.
+	// Check returns nil, or why the condition does not hold. Without it, it always holds.
 	Check func(ctx context.Context) error
+	// Warn, if not nil, is asked while the condition holds. It returns nil, or why that will
+	// not last unless somebody sees to it. A warning does not end readiness: it is for
+	// people, and for alerts.
+	Warn func(ctx context.Context) error
+}
+
+// Result is the outcome of a [Check]: at most one of both is not nil.
+type Result struct {
+	Failure error // why the condition does not hold
+	Warning error // why it may soon not hold
+}
+
+// result runs the check.
+func (c Check) result(ctx context.Context) Result {
+	if c.Check != nil {
+		if err := c.Check(ctx); err != nil {
+			return Result{Failure: err}
+		}
+	}
+	if c.Warn == nil {
+		return Result{}
+	}
+	return Result{Warning: c.Warn(ctx)}
 }
 
 // Cached returns c with its success remembered for lifetime, for checks that ask
@@ -32,7 +55,7 @@ func Cached(c Check, lifetime time.Duration) Check {
 		until time.Time
 		last  error
 	)
-	return Check{Name: c.Name, Check: func(ctx context.Context) error {
+	return Check{Name: c.Name, Warn: c.Warn, Check: func(ctx context.Context) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if now := time.Now(); now.Before(until) {
@@ -65,16 +88,16 @@ func Handler(endpoint string, checks ...Check) http.Handler {
 			}
 			selected = checks[i : i+1]
 		}
-		report, ok := run(r.Context(), selected, r.URL.Query()["exclude"])
+		text, ok := report(r.Context(), selected, r.URL.Query()["exclude"])
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		_, verbose := r.URL.Query()["verbose"]
 		switch {
 		case !ok:
 			w.WriteHeader(http.StatusInternalServerError)
-			_, _ = fmt.Fprintf(w, "%s%s check failed\n", report, endpoint)
+			_, _ = fmt.Fprintf(w, "%s%s check failed\n", text, endpoint)
 		case verbose:
-			_, _ = fmt.Fprintf(w, "%s%s check passed\n", report, endpoint)
+			_, _ = fmt.Fprintf(w, "%s%s check passed\n", text, endpoint)
 		default:
 			_, _ = fmt.Fprint(w, "ok")
 		}
@@ -84,42 +107,46 @@ func Handler(endpoint string, checks ...Check) http.Handler {
 // Failing runs the checks and returns the names of those that fail, with why.
 func Failing(ctx context.Context, checks ...Check) map[string]string {
 	failing := map[string]string{}
-	for i, err := range runAll(ctx, checks, nil) {
-		if err != nil {
-			failing[checks[i].Name] = err.Error()
+	for i, r := range Run(ctx, checks...) {
+		if r.Failure != nil {
+			failing[checks[i].Name] = r.Failure.Error()
 		}
 	}
 	return failing
 }
 
-// runAll runs the checks at once, but for the excluded ones, and returns their errors
-// in order.
-func runAll(ctx context.Context, checks []Check, exclude []string) []error {
+// Run runs the checks at once and returns their results in order.
+func Run(ctx context.Context, checks ...Check) []Result { return runExcept(ctx, checks, nil) }
+
+// runExcept is Run without some checks, whose results are empty.
+func runExcept(ctx context.Context, checks []Check, exclude []string) []Result {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	errs := make([]error, len(checks))
+	results := make([]Result, len(checks))
 	var group sync.WaitGroup
 	for i, c := range checks {
 		if !slices.Contains(exclude, c.Name) {
-			group.Go(func() { errs[i] = c.Check(ctx) })
+			group.Go(func() { results[i] = c.result(ctx) })
 		}
 	}
 	group.Wait()
-	return errs
+	return results
 }
 
-// run runs the checks and reports on them in order.
-func run(ctx context.Context, checks []Check, exclude []string) (report string, ok bool) {
-	errs := runAll(ctx, checks, exclude)
+// report runs the checks and reports on them in order.
+func report(ctx context.Context, checks []Check, exclude []string) (text string, ok bool) {
+	results := runExcept(ctx, checks, exclude)
 	var b strings.Builder
 	ok = true
 	for i, c := range checks {
 		switch {
 		case slices.Contains(exclude, c.Name):
 			fmt.Fprintf(&b, "[+]%s excluded: ok\n", c.Name)
-		case errs[i] != nil:
+		case results[i].Failure != nil:
 			ok = false
-			fmt.Fprintf(&b, "[-]%s failed: %v\n", c.Name, errs[i])
+			fmt.Fprintf(&b, "[-]%s failed: %v\n", c.Name, results[i].Failure)
+		case results[i].Warning != nil:
+			fmt.Fprintf(&b, "[!]%s warning: %v\n", c.Name, results[i].Warning)
 		default:
 			fmt.Fprintf(&b, "[+]%s ok\n", c.Name)
 		}

@@ -4,15 +4,21 @@
 package health
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // always returns a check with one answer.
@@ -22,6 +28,8 @@ func always(name string, err error) Check {
 
 func TestHandler(t *testing.T) {
 	good, bad := always("ping", nil), always("tailnet", errors.New("not logged in"))
+	aging := Check{Name: "certificate", Warn: func(context.Context) error { return errors.New("not renewed") }}
+	both := Check{Name: "certificate", Check: bad.Check, Warn: aging.Warn}
 	for name, tc := range map[string]struct {
 		checks []Check
 		uri    string
@@ -40,6 +48,9 @@ func TestHandler(t *testing.T) {
 		"one that holds":      {[]Check{good, bad}, "/readyz/ping", 200, "ok"},
 		"one that fails":      {[]Check{good, bad}, "/readyz/tailnet", 500, "[-]tailnet failed: not logged in\nreadyz check failed\n"},
 		"one with a slash":    {[]Check{good, bad}, "/readyz/ping/", 200, "ok"},
+		"a warning":           {[]Check{aging}, "/readyz", 200, "ok"},
+		"a warning, verbose":  {[]Check{good, aging}, "/readyz?verbose", 200, "[+]ping ok\n[!]certificate warning: not renewed\nreadyz check passed\n"},
+		"both":                {[]Check{both}, "/readyz", 500, "[-]certificate failed: not logged in\nreadyz check failed\n"},
 		"one there is not":    {[]Check{good}, "/readyz/other", 404, "404 page not found\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -118,4 +129,60 @@ func TestCachedIsForEverybody(t *testing.T) {
 	if err := c.Check(ctx); err != nil {
 		t.Errorf("error %v", err)
 	}
+}
+
+// What fails and what warns are different things to those who count them.
+func TestCollector(t *testing.T) {
+	answers := func(err error) func(context.Context) error { return func(context.Context) error { return err } }
+	sick := errors.New("sick")
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(NewCollector("tailhelm_ready", "Ready.", always("ping", nil), Check{Name: "old", Warn: answers(sick)}, Check{Name: "both", Check: answers(sick), Warn: answers(sick)}))
+	const want = `
+# HELP tailhelm_check_failing 1 while the readiness check fails.
+# TYPE tailhelm_check_failing gauge
+tailhelm_check_failing{check="both"} 1
+tailhelm_check_failing{check="old"} 0
+tailhelm_check_failing{check="ping"} 0
+# HELP tailhelm_check_warning 1 while the readiness check holds, but may soon not.
+# TYPE tailhelm_check_warning gauge
+tailhelm_check_warning{check="both"} 0
+tailhelm_check_warning{check="old"} 1
+tailhelm_check_warning{check="ping"} 0
+# HELP tailhelm_ready Ready.
+# TYPE tailhelm_ready gauge
+tailhelm_ready 0
+`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Warnings are logged when they begin, change and end.
+func TestLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var warning atomic.Pointer[error]
+		check := Check{Name: "certificate", Warn: func(context.Context) error {
+			if err := warning.Load(); err != nil {
+				return *err
+			}
+			return nil
+		}}
+		var log bytes.Buffer
+		go Log(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), check)
+		for i, step := range []struct {
+			warning error
+			lines   int
+		}{{nil, 0}, {errors.New("old"), 1}, {errors.New("old"), 1}, {errors.New("older"), 2}, {nil, 3}, {nil, 3}} {
+			if step.warning == nil {
+				warning.Store(nil)
+			} else {
+				warning.Store(&step.warning)
+			}
+			time.Sleep(logInterval)
+			synctest.Wait()
+			if got := strings.Count(log.String(), "check=certificate"); got != step.lines {
+				t.Fatalf("after step %d there are %d lines, want %d:\n%s", i, got, step.lines, &log)
+			}
+		}
+	})
 }

@@ -5,6 +5,7 @@ package tailapi
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -27,10 +28,23 @@ type Client struct {
 	mu     sync.Mutex
 	with   secret // what client was made of
 	client *tailscale.Client
+	// failing is why no call gets through, as the last one showed, or nil.
+	failing *Error
 }
 
 // New returns a client. It asks nobody and reads nothing yet.
 func New(c Credentials) *Client { return &Client{credentials: c} }
+
+// Warning returns nil, or why calls do not get through, whatever they are for: the
+// credentials are refused, lack a scope, or the API is away. It is what the last call showed.
+func (c *Client) Warning(context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failing == nil {
+		return nil
+	}
+	return c.failing
+}
 
 // Service returns a Service by its name ("svc:..."), or nil when there is none.
 func (c *Client) Service(ctx context.Context, name string) (*Service, error) {
@@ -96,20 +110,37 @@ func (c *Client) DeleteKey(ctx context.Context, id string) error {
 func (c *Client) call(ctx context.Context, action, scope string, f func(context.Context, *tailscale.Client) error) error {
 	api, err := c.open()
 	if err != nil {
-		return &Error{Action: action, Kind: KindCredentials, Err: err}
+		e := &Error{Action: action, Kind: KindCredentials, Err: err}
+		c.note(e)
+		return e
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var seen answer
-	err = f(context.WithValue(ctx, answerKey{}, &seen), api)
-	if err == nil {
+	err = f(context.WithValue(limited, answerKey{}, &seen), api)
+	switch {
+	case err == nil:
+		c.note(nil)
 		return nil
+	case ctx.Err() != nil: // the caller's end says nothing of the API
+		return fmt.Errorf("%s: %w", action, err)
 	}
 	e := newError(action, scope, seen, err)
+	c.note(e)
 	if e.Kind == KindCredentials {
 		c.forget(api)
 	}
 	return e
+}
+
+// note keeps for Warning what a call showed, which failed with e unless that is nil.
+func (c *Client) note(e *Error) {
+	if e != nil && (e.Kind == KindNotFound || e.Kind == KindInvalid || e.Kind == KindRateLimited) {
+		e = nil // an answer to this call alone, or one that ends by itself
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failing = e
 }
 
 // open returns a client with the credentials that the files hold now.

@@ -5,7 +5,9 @@ package tailapi
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -181,6 +183,104 @@ func TestRetryAfter(t *testing.T) {
 	} {
 		if got := retryAfter(value, now); got != want {
 			t.Errorf("%q: %v, want %v", value, got, want)
+		}
+	}
+}
+
+// TestWarning: what keeps every call from getting through is told until one does; what is
+// about one call is not.
+func TestWarning(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer http.HandlerFunc
+		want   string
+	}{
+		"revoked":      {status(401, `{"message":"API token invalid"}`), "API token invalid"},
+		"scope":        {status(403, `{"message":"not enough permissions"}`), "write scope auth_keys"},
+		"away":         {status(502, `<html>`), "502"},
+		"not found":    {status(404, `{"message":"not found"}`), ""},
+		"refused tags": {status(400, `{"message":"requested tags [tag:k8s] are invalid"}`), ""},
+		"rate limited": {status(429, `{"message":"slow down"}`), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := &fakeAPI{other: tc.answer}
+			c, _ := client(t, api)
+			create := func(ctx context.Context) error {
+				_, err := c.CreateKey(ctx, []string{"tag:k8s"}, "a test", time.Hour)
+				return err
+			}
+			if err := c.Warning(t.Context()); err != nil {
+				t.Errorf("before the first call: %v", err)
+			}
+			if create(t.Context()) == nil {
+				t.Fatal("the call succeeds")
+			}
+			if err := c.Warning(t.Context()); (err != nil) != (tc.want != "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("the warning is %v, want %q", err, tc.want)
+			}
+			api.other = status(200, `{"id":"k","key":"tskey"}`)
+			if err := create(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			gone, end := context.WithCancel(t.Context())
+			end()
+			if create(gone) == nil {
+				t.Error("a call whose caller has gone succeeds")
+			}
+			if err := c.Warning(t.Context()); err != nil {
+				t.Errorf("after a call that succeeded: %v", err)
+			}
+		})
+	}
+}
+
+// TestWorkloadIdentity: the token in the file is exchanged for the rights of the client.
+func TestWorkloadIdentity(t *testing.T) {
+	part := func(json string) string { return base64.RawURLEncoding.EncodeToString([]byte(json)) }
+	jwt := part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"exp":%d}`, time.Now().Add(time.Hour).Unix())) + "." + part("signature")
+	var exchanged string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case r.URL.Path == "/api/v2/oauth/token-exchange":
+			exchanged = r.FormValue("client_id") + " " + r.FormValue("jwt")
+			_, _ = io.WriteString(w, `{"access_token":"access","token_type":"Bearer","expires_in":3600}`)
+		case r.Header.Get("Authorization") != "Bearer access":
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			_, _ = io.WriteString(w, `{"id":"k1","key":"tskey-auth-minted"}`)
+		}
+	}))
+	defer server.Close()
+	dir := t.TempDir()
+	write(t, dir, "token", jwt+"\n")
+	c := New(Credentials{BaseURL: server.URL, ClientID: "identity", IDTokenFile: filepath.Join(dir, "token")})
+	key, err := c.CreateKey(t.Context(), []string{"tag:k8s"}, "a test", time.Hour)
+	if err != nil || key.Secret != "tskey-auth-minted" {
+		t.Fatalf("key %+v, %v", key, err)
+	}
+	if exchanged != "identity "+jwt {
+		t.Errorf("exchanged %q", exchanged)
+	}
+}
+
+// TestCredentialsThatCannotBeRead: the message names the file, or the address.
+func TestCredentialsThatCannotBeRead(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "id", "client")
+	write(t, dir, "empty", " \n")
+	id, empty := filepath.Join(dir, "id"), filepath.Join(dir, "empty")
+	for name, tc := range map[string]struct {
+		credentials Credentials
+		want        string
+	}{
+		"no ID":       {Credentials{ClientIDFile: "/nowhere/id", ClientSecretFile: id}, "reading credentials: open /nowhere/id"},
+		"no secret":   {Credentials{ClientIDFile: id, ClientSecretFile: "/nowhere/secret"}, "reading credentials: open /nowhere/secret"},
+		"empty":       {Credentials{ClientIDFile: id, ClientSecretFile: empty}, "the credentials file " + empty + " is empty"},
+		"bad address": {Credentials{BaseURL: "://", ClientIDFile: id, ClientSecretFile: id}, "the address of the Tailscale API"},
+	} {
+		_, err := New(tc.credentials).CreateKey(t.Context(), nil, "", time.Hour)
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}
 	}
 }

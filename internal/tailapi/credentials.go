@@ -37,23 +37,15 @@ func (c Credentials) read() (s secret, err error) {
 	if c.ClientID != "" {
 		return secret{id: c.ClientID}, nil
 	}
-	if s.id, err = readTrimmed(c.ClientIDFile); err != nil {
+	if s.id, err = ReadSecret(c.ClientIDFile); err != nil {
 		return s, err
 	}
-	s.secret, err = readTrimmed(c.ClientSecretFile)
+	s.secret, err = ReadSecret(c.ClientSecretFile)
 	return s, err
 }
 
-// NewClient reads the credentials and returns a client of Tailscale's library that
-// uses them. Requests and those for access tokens end after a timeout.
-func (c Credentials) NewClient() (*tailscale.Client, error) {
-	s, err := c.read()
-	if err != nil {
-		return nil, err
-	}
-	return c.client(s)
-}
-
+// client returns a client of Tailscale's library that uses what the credentials' files
+// hold. Requests and those for access tokens end after a timeout.
 func (c Credentials) client(s secret) (*tailscale.Client, error) {
 	client := &tailscale.Client{UserAgent: "tailhelm", HTTP: &http.Client{Transport: observer{http.DefaultTransport}, Timeout: timeout}}
 	if c.BaseURL != "" {
@@ -66,7 +58,7 @@ func (c Credentials) client(s secret) (*tailscale.Client, error) {
 	if c.ClientID != "" {
 		client.Auth = &tailscale.IdentityFederation{
 			ClientID:    c.ClientID,
-			IDTokenFunc: func() (string, error) { return readTrimmed(c.IDTokenFile) },
+			IDTokenFunc: func() (string, error) { return ReadSecret(c.IDTokenFile) },
 		}
 	} else {
 		client.Auth = oauthClient(s)
@@ -85,8 +77,9 @@ func (s oauthClient) HTTPClient(orig *http.Client, baseURL string) *http.Client 
 	return &http.Client{Transport: &oauth2.Transport{Base: orig.Transport, Source: config.TokenSource(ctx)}, Timeout: orig.Timeout}
 }
 
-// readTrimmed returns the content of a file that must hold something.
-func readTrimmed(path string) (string, error) {
+// ReadSecret returns the content of a file that must hold something, without white space
+// around it.
+func ReadSecret(path string) (string, error) {
 	b, err := os.ReadFile(path) //nolint:gosec // the path is the operator's configuration
 	if err != nil {
 		return "", fmt.Errorf("reading credentials: %w", err)

@@ -44,25 +44,18 @@ func (f *CertificateFiles) Ready(context.Context) error {
 	return validNow(f.current(), errors.New("its files were not renewed"))
 }
 
+// Warning returns nil, or that a certificate that is valid now should have been renewed:
+// most of the last third of its life is over.
+func (f *CertificateFiles) Warning(context.Context) error {
+	cert := f.current()
+	if time.Until(cert.Leaf.NotAfter) > lastThird(cert)/2 {
+		return nil
+	}
+	return notRenewed(cert, errors.New("its files are to be replaced before that"))
+}
+
 // Expiry returns when the certificate ends.
 func (f *CertificateFiles) Expiry() time.Time { return f.current().Leaf.NotAfter }
 
 // Run reloads the files when they change, until ctx is done.
 func (f *CertificateFiles) Run(ctx context.Context) error { return f.watcher.Start(ctx) }
-
-// validNow returns nil when cert is valid now, and otherwise says so and why.
-func validNow(cert *tls.Certificate, why error) error {
-	now := time.Now()
-	switch {
-	case cert == nil:
-		return why
-	case now.After(cert.Leaf.NotAfter):
-		return fmt.Errorf("the certificate for %s expired at %s: %w", names(cert), cert.Leaf.NotAfter.Format(time.RFC3339), why)
-	case now.Before(cert.Leaf.NotBefore):
-		return fmt.Errorf("the certificate for %s is valid from %s: check the clock of this machine", names(cert), cert.Leaf.NotBefore.Format(time.RFC3339))
-	}
-	return nil
-}
-
-// names returns the DNS names of a certificate.
-func names(cert *tls.Certificate) []string { return cert.Leaf.DNSNames }

@@ -4,6 +4,7 @@
 package tailnet
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -42,7 +43,7 @@ type Certificates struct {
 	log     *slog.Logger
 	domains func() []string // what the tailnet issues certificates for
 	current atomic.Pointer[tls.Certificate]
-	failure atomic.Pointer[error]
+	failure orderFailure
 }
 
 // Certificates returns the node's certificates. They are obtained by
@@ -64,11 +65,12 @@ func (c *Certificates) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 // Ready returns nil when there is a certificate that is valid now, and otherwise
 // why there is none.
 func (c *Certificates) Ready(context.Context) error {
-	err := errors.New("no certificate yet: waiting for the tailnet")
-	if failure := c.failure.Load(); failure != nil {
-		err = *failure
-	}
-	return validNow(c.current.Load(), err)
+	return validNow(c.current.Load(), cmp.Or(c.failure.get(), errors.New("no certificate yet: waiting for the tailnet")))
+}
+
+// Warning returns nil, or why a certificate that is valid now could not be renewed.
+func (c *Certificates) Warning(context.Context) error {
+	return notRenewed(c.current.Load(), c.failure.get())
 }
 
 // Expiry returns when the certificate ends, or the zero time before there is one.
@@ -92,12 +94,9 @@ func (c *Certificates) Run(ctx context.Context) error {
 			return nil
 		} else if err != nil {
 			pause = pauseAfter(err, &backoff)
-			err = explainLimit(err, pause, "the device's state")
-			if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
-				c.log.WarnContext(ctx, "certificate", "error", err, "retryIn", pause.String())
-			}
+			c.failure.set(ctx, c.log, explainLimit(err, pause, "the device's state"), pause)
 		} else {
-			c.failure.Store(nil)
+			c.failure.clear()
 			backoff = issueBackoff
 			pause = min(pause, time.Until(c.Expiry())/6)
 		}
@@ -141,16 +140,29 @@ func (c *Certificates) domain() string {
 	return domains[0]
 }
 
-// refresh asks the tailnet for the certificate for domain. While one is valid the
-// answer is immediate, and a renewal that is due goes on in Tailscale's code: the
-// next refresh gets its result.
+// refresh gets the certificate for domain: the one in the device's state, or a new one
+// if that is not valid any more or in the last third of its life.
 func (c *Certificates) refresh(ctx context.Context, domain string) error {
 	if domain == "" {
 		return fmt.Errorf("%w, or set tls.source (--tls) to another", errHTTPSDisabled)
 	}
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
-	certPEM, keyPEM, err := c.node.client.CertPair(ctx, domain)
+	if cert := c.current.Load(); cert == nil || !isFor(cert, domain) {
+		// Any that is valid will do at first: what is left of it is better than nothing, should
+		// the next order fail.
+		if err := c.get(ctx, domain, time.Nanosecond); err != nil {
+			return err
+		}
+	}
+	return c.get(ctx, domain, lastThird(c.current.Load()))
+}
+
+// get gets a certificate for domain that is valid for some time to come, from the
+// device's state or by an order. The time must not be 0: Tailscale's code would then
+// renew a certificate out of sight, and tell nobody when that fails.
+func (c *Certificates) get(ctx context.Context, domain string, validity time.Duration) error {
+	certPEM, keyPEM, err := c.node.client.CertPairWithValidity(ctx, domain, validity)
 	if err != nil {
 		return fmt.Errorf("the certificate for %s: %w", domain, err)
 	}

@@ -173,7 +173,7 @@ func TestCertificatesBeforeTheFirst(t *testing.T) {
 		t.Errorf("ready: %v", err)
 	}
 	err := errHTTPSDisabled
-	c.failure.Store(&err)
+	c.failure.current.Store(&err)
 	if got := c.Ready(t.Context()); !errors.Is(got, errHTTPSDisabled) {
 		t.Errorf("ready: %v, want the reason", got)
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -84,6 +85,8 @@ type status struct {
 	name     string // FQDN without the trailing dot
 	addrs    []netip.Addr
 	id       tailcfg.StableNodeID
+	// unheard is when the node last heard from the control server, or zero while it does.
+	unheard time.Time
 	// removedKey is the node key that the control server does not know any more, until the
 	// node has another one; zero otherwise.
 	removedKey key.NodePublic
@@ -243,6 +246,32 @@ func (n *Node) Ready(context.Context) error {
 		return errors.New("the device is not logged in: the log has the address to open")
 	}
 	return fmt.Errorf("not on the tailnet yet (state %s)", s.state)
+}
+
+// Warning returns nil, or what will keep a node that is on the tailnet from working well.
+func (n *Node) Warning(context.Context) error {
+	s := n.currentStatus()
+	if !s.unheard.IsZero() {
+		return fmt.Errorf("no word from the control server since %s: devices that are new cannot connect, and changes of the tailnet policy do not arrive", s.unheard.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// NameWarning returns nil, or that the node has another name than it asked for.
+func (n *Node) NameWarning(context.Context) error {
+	if s := n.currentStatus(); isNumbered(s.name, n.config.Hostname) {
+		return fmt.Errorf("this device is called %s, not %s, because another device has that name: remove that one in the admin console of the tailnet, then give this one its name", s.name, n.config.Hostname)
+	}
+	return nil
+}
+
+// isNumbered reports whether fqdn is the name that the tailnet gives a device when its
+// hostname is taken: with a number behind it. Other names were given by people.
+func isNumbered(fqdn, hostname string) bool {
+	label, _, _ := strings.Cut(fqdn, ".")
+	number, is := strings.CutPrefix(label, strings.ToLower(hostname)+"-")
+	_, err := strconv.ParseUint(number, 10, 32)
+	return is && err == nil
 }
 
 // currentStatus returns the status as it is now.

@@ -70,22 +70,35 @@ func (w *removalWatch) look(ctx context.Context) error {
 	s := w.node.currentStatus()
 	switch {
 	case s.state != ipn.Running && s.state != ipn.Starting || s.isRemoved():
-		w.current, w.heard, w.unknown = false, time.Now(), 0
+		w.current = false
+		w.hear()
 		return nil
 	case w.node.server.Sys().HealthTracker.Get().GetInPollNetMap():
-		w.heard, w.unknown = time.Now(), 0
+		w.hear()
 		if w.current {
 			return nil
 		}
 		return w.meet(ctx)
 	case time.Since(w.heard) < w.timing.silence:
 		return nil
-	case w.server == nil: // removed in the first seconds
+	}
+	if s.unheard.IsZero() {
+		w.node.update(func(s *status) { s.unheard = w.heard })
+	}
+	if w.server == nil { // removed in the first seconds
 		if err := w.meet(ctx); err != nil {
 			return err
 		}
 	}
 	return w.ask(ctx)
+}
+
+// hear notes that the control server speaks to the node, or is not expected to.
+func (w *removalWatch) hear() {
+	w.heard, w.unknown = time.Now(), 0
+	if s := w.node.currentStatus(); !s.unheard.IsZero() {
+		w.node.update(func(s *status) { s.unheard = time.Time{} })
+	}
 }
 
 // meet looks up the control server, so that later nothing else is taken for it.

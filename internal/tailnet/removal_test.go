@@ -208,16 +208,20 @@ func TestRemovedWithoutKeys(t *testing.T) {
 	r.unready("was removed from the tailnet", "log it in again: the log has the address to open")
 }
 
-// outOfPoll waits until the node does not follow the netmap any more.
-func (r *running) outOfPoll() {
+// outOfPoll waits until the node does not follow the netmap any more, and inPoll until it
+// does.
+func (r *running) outOfPoll() { r.t.Helper(); r.untilPoll(false) }
+func (r *running) inPoll()    { r.t.Helper(); r.untilPoll(true) }
+
+func (r *running) untilPoll(want bool) {
 	r.t.Helper()
 	ctx, tick := within(r.t), time.NewTicker(10*time.Millisecond)
 	defer tick.Stop()
-	for r.server.Sys().HealthTracker.Get().GetInPollNetMap() {
+	for r.server.Sys().HealthTracker.Get().GetInPollNetMap() != want {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			r.t.Fatal("the node still follows the netmap")
+			r.t.Fatalf("the node follows the netmap: %v", !want)
 		}
 	}
 }
@@ -282,6 +286,9 @@ func TestNotRemoved(t *testing.T) {
 			if err := r.Ready(t.Context()); err != nil {
 				t.Error(err)
 			}
+			if err := r.Warning(t.Context()); err == nil || !strings.Contains(err.Error(), "no word from the control server since 20") {
+				t.Errorf("the node warns %v, want that it hears nothing", err)
+			}
 			r.call()
 			if now := device(tn); now.ID != before.ID {
 				t.Errorf("the device is %+v, was %+v", now, before)
@@ -335,6 +342,11 @@ func TestRemovalIsProven(t *testing.T) {
 	look(never.answers-1, never.answers-1, false)
 	restore()
 	look(1, 0, false) // it is known after all
+	r.inPoll()
+	look(1, 0, false)
+	if err := r.Warning(t.Context()); err != nil {
+		t.Errorf("the node follows the netmap, and warns: %v", err)
+	}
 	if err := tn.Remove("kube"); err != nil {
 		t.Fatal(err)
 	}

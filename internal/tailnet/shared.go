@@ -4,6 +4,7 @@
 package tailnet
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -48,7 +49,7 @@ type SharedCertificates struct {
 	domains func() []string
 	order   func(ctx context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error)
 	current atomic.Pointer[tls.Certificate]
-	failure atomic.Pointer[error]
+	failure orderFailure
 }
 
 // SharedConfig says where replicas share a certificate.
@@ -94,10 +95,7 @@ func (c *SharedCertificates) GetCertificate(*tls.ClientHelloInfo) (*tls.Certific
 // Ready returns nil when there is a certificate for the Service that is valid now,
 // and otherwise why there is none.
 func (c *SharedCertificates) Ready(context.Context) error {
-	err := errors.New("no certificate yet: waiting for the replica that orders it")
-	if failure := c.failure.Load(); failure != nil {
-		err = *failure
-	}
+	err := cmp.Or(c.failure.get(), errors.New("no certificate yet: waiting for the replica that orders it"))
 	cert := c.current.Load()
 	if cert != nil && !isFor(cert, c.service.Name()) {
 		return fmt.Errorf("the certificate is for %v, not for %s: %w", names(cert), c.service.Name(), err)
@@ -106,6 +104,12 @@ func (c *SharedCertificates) Ready(context.Context) error {
 		return fmt.Errorf("the certificate is one of Let's Encrypt's staging environment, which clients do not trust, and is about to be replaced: %w", err)
 	}
 	return validNow(cert, err)
+}
+
+// Warning returns nil, or why a certificate that is valid now could not be renewed. Only
+// the replica that orders knows.
+func (c *SharedCertificates) Warning(context.Context) error {
+	return notRenewed(c.current.Load(), c.failure.get())
 }
 
 // Expiry returns when the certificate ends, or the zero time before there is one.
@@ -177,14 +181,6 @@ func isStaging(cert *tls.Certificate) bool {
 	return strings.Contains(cert.Leaf.Issuer.String(), "(STAGING)")
 }
 
-// isFor reports whether cert is for a name.
-func isFor(cert *tls.Certificate, name string) bool { return cert.Leaf.VerifyHostname(name) == nil }
-
-// lastThird is how long the last third of cert's life is.
-func lastThird(cert *tls.Certificate) time.Duration {
-	return cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore) / 3
-}
-
 // elector returns what runs issue while this replica holds the Lease.
 func (c *SharedCertificates) elector() (*leaderelection.LeaderElector, error) {
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
@@ -196,7 +192,7 @@ func (c *SharedCertificates) elector() (*leaderelection.LeaderElector, error) {
 		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod, ReleaseOnCancel: true,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: c.issue,
-			OnStoppedLeading: func() { c.failure.Store(nil) },
+			OnStoppedLeading: c.failure.clear,
 		},
 		Name: c.config.Lease,
 	})
@@ -276,14 +272,11 @@ func (c *SharedCertificates) issue(ctx context.Context) {
 		}
 		err := c.renew(ctx)
 		if err == nil || ctx.Err() != nil {
-			c.failure.Store(nil)
+			c.failure.clear()
 			return
 		}
 		next := pauseAfter(err, &backoff)
-		err = explainLimit(err, next, "Secret "+c.config.Secret)
-		if last := c.failure.Swap(&err); last == nil || (*last).Error() != err.Error() {
-			c.config.Log.WarnContext(ctx, "certificate", "error", err, "retryIn", next.String())
-		}
+		c.failure.set(ctx, c.config.Log, explainLimit(err, next, "Secret "+c.config.Secret), next)
 		_ = pause(ctx, next)
 	}
 }

@@ -163,7 +163,8 @@ func (s *SecretStore) ReadState(id ipn.StateKey) ([]byte, error) {
 }
 
 // WriteState writes one key of the Secret; nil deletes it. When the API server does not take it
-// soon, it is owed, and no error.
+// soon, it is owed, and no error: also when the Secret or the right to write it is missing,
+// because both come back, and [SecretStore.Restore] must then know the newest value.
 func (s *SecretStore) WriteState(id ipn.StateKey, value []byte) error {
 	key := secretKey(id)
 	ctx, cancel := context.WithTimeout(context.Background(), stateTimeout)
@@ -171,7 +172,7 @@ func (s *SecretStore) WriteState(id ipn.StateKey, value []byte) error {
 	switch err := s.write(ctx, map[string][]byte{key: value}); {
 	case err == nil:
 		return nil
-	case isFinal(err):
+	case apierrors.IsInvalid(err):
 		return fmt.Errorf("writing state %q to Secret %s: %w", id, s.name, err)
 	default:
 		s.log.WarnContext(ctx, "the device's state is in memory alone for now", "key", key, "secret", s.name, "error", err)

@@ -378,14 +378,40 @@ func TestRestoreOwed(t *testing.T) {
 	})
 }
 
-func TestWriteStateForbidden(t *testing.T) {
+// What is written while the Secret, or the right to write it, is missing is there when that is
+// back: a node key that was replaced meanwhile is the one that the device has.
+func TestWriteStateRefusedForNow(t *testing.T) {
+	missing := apierrors.NewNotFound(schema.GroupResource{Resource: "secrets"}, "operator")
+	for name, refusal := range map[string]error{"forbidden": forbidden, "no Secret": missing} {
+		t.Run(name, func(t *testing.T) {
+			client := secrets(map[string][]byte{"key": []byte("old")})
+			s, err := load(t, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			calls := failing(client, "patch", 1, refusal)
+			if err := s.WriteState("key", []byte("new")); err != nil || *calls != 1 {
+				t.Errorf("%v after %d calls", err, *calls)
+			}
+			if err := s.Restore(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(map[string][]byte{"key": []byte("new")}, stored(t, client)); diff != "" {
+				t.Errorf("Secret (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A value that the API server can never take is an error.
+func TestWriteStateInvalid(t *testing.T) {
 	client := secrets(map[string][]byte{})
 	s, err := load(t, client)
 	if err != nil {
 		t.Fatal(err)
 	}
-	calls := failing(client, "patch", -1, forbidden)
-	if err := s.WriteState("a", []byte("1")); !apierrors.IsForbidden(err) || *calls != 1 {
+	calls := failing(client, "patch", -1, apierrors.NewInvalid(schema.GroupKind{Kind: "Secret"}, "operator", nil))
+	if err := s.WriteState("a", []byte("1")); !apierrors.IsInvalid(err) || *calls != 1 {
 		t.Errorf("%v after %d calls", err, *calls)
 	}
 	if s.String() != "Secret operator" {
