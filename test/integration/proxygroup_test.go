@@ -260,7 +260,8 @@ func TestProxyGroup(t *testing.T) {
 		s.waitNames(append(devices, operatorName, device, "bare-0"), []string{"svc:bare", "svc:my-cluster"})
 	}
 
-	// Rename.
+	// Rename. The documentation's grant is for the old name alone.
+	s.setPolicy("group:platform", strings.ReplaceAll(s.block("json"), "svc:my-cluster", "svc:renamed"))
 	s.patch("my-cluster", `{"spec":{"kubeAPIServer":{"hostname":"renamed"}}}`)
 	renamed := s.waitReady("my-cluster", "1/1")
 	if want := "https://renamed." + s.tailnet.Domain(); renamed != want {
