@@ -41,9 +41,9 @@ func TestChecks(t *testing.T) {
 		change func(*proxyOptions)
 		want   []string
 	}{
-		"auth":         {func(o *proxyOptions) { o.tls = tlsACME }, []string{"shutdown", "tailnet", "certificate", "listening", "apiserver", "impersonator"}},
-		"auth, no TLS": {func(*proxyOptions) {}, []string{"shutdown", "tailnet", "listening", "apiserver", "impersonator"}},
-		"noauth":       {func(o *proxyOptions) { o.tls, o.mode = tlsACME, "noauth" }, []string{"shutdown", "tailnet", "certificate", "listening", "apiserver"}},
+		"auth":         {func(o *proxyOptions) { o.tls = tlsACME }, []string{"shutdown", "tailnet", "certificate", "listening", "apiserver", "impersonator", "name"}},
+		"auth, no TLS": {func(*proxyOptions) {}, []string{"shutdown", "tailnet", "listening", "apiserver", "impersonator", "name"}},
+		"noauth":       {func(o *proxyOptions) { o.tls, o.mode = tlsACME, "noauth" }, []string{"shutdown", "tailnet", "certificate", "listening", "apiserver", "name"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
