@@ -13,14 +13,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	authenticationv1 "k8s.io/api/authentication/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"tailscale.com/tailcfg"
 
@@ -201,12 +197,9 @@ func TestLogLinesAreBounded(t *testing.T) {
 func TestTokensAreKept(t *testing.T) {
 	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 	var minted atomic.Int64
-	client := fake.NewClientset()
-	client.PrependReactor("create", "serviceaccounts", func(clienttesting.Action) (bool, runtime.Object, error) {
+	client := tokenRequests(func(a clienttesting.CreateAction) (*authenticationv1.TokenRequest, error) {
 		minted.Add(1)
-		return true, &authenticationv1.TokenRequest{Status: authenticationv1.TokenRequestStatus{
-			Token: "t", ExpirationTimestamp: metav1.NewTime(time.Now().Add(time.Hour)),
-		}}, nil
+		return tokenAnswer(a.GetObject().(*authenticationv1.TokenRequest), "t"), nil
 	})
 	r := start(t, api, options{config: ImpersonatorConfig(api.config(), client, "ns", "sa")})
 	for range 10 {

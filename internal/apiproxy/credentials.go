@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/oauth2"
+	"golang.org/x/sync/singleflight"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +20,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/transport"
+	"k8s.io/klog/v2"
 )
 
 const (
@@ -26,6 +28,9 @@ const (
 	tokenLifetime = time.Hour
 	tokenTimeout  = 10 * time.Second
 	resetInterval = 30 * time.Second
+	// renewInterval is how long after a renewal was begun the next one may be, if it
+	// brought no token.
+	renewInterval = 30 * time.Second
 )
 
 // ErrCredentials marks errors of getting the credentials with which the proxy
@@ -44,7 +49,7 @@ type TokenClient interface {
 func ImpersonatorConfig(config *rest.Config, client TokenClient, namespace, serviceAccount string) *rest.Config {
 	c := rest.AnonymousClientConfig(config)
 	c.Wrap(transport.ResettableTokenSourceWrapTransport(&patientTokens{
-		ResettableTokenSource: transport.NewCachedTokenSource(&serviceAccountTokens{client: client, namespace: namespace, name: serviceAccount}),
+		ResettableTokenSource: &serviceAccountTokens{client: client, namespace: namespace, name: serviceAccount},
 	}))
 	return c
 }
@@ -68,26 +73,88 @@ func (p *patientTokens) ResetTokenOlderThan(t time.Time) {
 	}
 }
 
-// serviceAccountTokens mints tokens of a ServiceAccount.
+// serviceAccountTokens mints tokens of a ServiceAccount, and keeps the last one to its
+// end. It renews it from four fifths of its life on, in the background: no request waits
+// for a TokenRequest that hangs while there is a token that the API server accepts.
+// (client-go's own cache lets each request wait for one of its own, in turn.)
 type serviceAccountTokens struct {
 	client          TokenClient
 	namespace, name string
+	minting         singleflight.Group
+
+	mu   sync.Mutex // guards what follows; not held while anybody waits
+	last *oauth2.Token
+	// minted is when last came, renew when to ask for the next one.
+	minted, renew time.Time
 }
 
-// Token returns a new token. Its stated expiry is at four fifths of its life:
-// client-go's cache asks for the next one then, and goes on with the old one if
-// that fails.
+// Token returns the last token, or a new one if that has ended. All who wait for a new
+// one share it, or the error, which wraps [ErrCredentials].
 func (s *serviceAccountTokens) Token() (*oauth2.Token, error) {
+	now := time.Now()
+	s.mu.Lock()
+	last := s.last
+	if last != nil && !now.Before(last.Expiry) {
+		last = nil
+	}
+	due := last != nil && !now.Before(s.renew)
+	if due {
+		s.renew = now.Add(renewInterval)
+	}
+	s.mu.Unlock()
+	if due {
+		s.minting.DoChan("", s.renewal)
+	}
+	if last != nil {
+		return last, nil
+	}
+	token, err, _ := s.minting.Do("", func() (any, error) { return s.mint() })
+	if err != nil {
+		return nil, err
+	}
+	return token.(*oauth2.Token), nil //nolint:forcetypeassert // of mint
+}
+
+// renewal is mint for when nobody waits: it logs its error.
+func (s *serviceAccountTokens) renewal() (any, error) {
+	token, err := s.mint()
+	if err != nil {
+		klog.Background().Error(err, "Renewing the token with which the proxy impersonates; the last one is used to its end", "retryAfter", renewInterval)
+	}
+	return token, err
+}
+
+// mint asks for a token and keeps it.
+func (s *serviceAccountTokens) mint() (*oauth2.Token, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), tokenTimeout)
 	defer cancel()
 	seconds := int64(tokenLifetime.Seconds())
-	now := time.Now()
+	asked := time.Now()
 	r, err := s.client.CoreV1().ServiceAccounts(s.namespace).CreateToken(ctx, s.name,
 		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}, metav1.CreateOptions{})
+	if err == nil && (r.Status.Token == "" || r.Spec.ExpirationSeconds == nil) {
+		err = errors.New("the API server answers without a token or without its lifetime")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: a token of ServiceAccount %s/%s: %w", ErrCredentials, s.namespace, s.name, err)
 	}
-	return &oauth2.Token{AccessToken: r.Status.Token, Expiry: now.Add(r.Status.ExpirationTimestamp.Sub(now) * 4 / 5)}, nil
+	// The answer has the lifetime that was granted. Its ExpirationTimestamp is a time of the
+	// API server's clock, and this one may be another.
+	life := time.Duration(*r.Spec.ExpirationSeconds) * time.Second
+	token := &oauth2.Token{AccessToken: r.Status.Token, Expiry: asked.Add(life)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last, s.minted, s.renew = token, time.Now(), asked.Add(life*4/5)
+	return token, nil
+}
+
+// ResetTokenOlderThan drops the token if it came before t.
+func (s *serviceAccountTokens) ResetTokenOlderThan(t time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.minted.Before(t) {
+		s.last = nil
+	}
 }
 
 // ErrAllPowerful is what CheckImpersonator returns for credentials that may do
