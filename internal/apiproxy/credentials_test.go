@@ -127,7 +127,7 @@ func TestCheckReachable(t *testing.T) {
 			api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(tc.code) })
 			config := api.config()
 			config.Host += "/k8s/c-1"
-			up, err := newUpstream(tc.mode, config)
+			up, err := newUpstream(Config{Mode: tc.mode, Upstream: config})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,7 +148,7 @@ func TestCheckReachable(t *testing.T) {
 func TestCheckReachableDown(t *testing.T) {
 	api := newAPIServer(t, nil)
 	api.Close()
-	up, err := newUpstream(ModeAuth, api.config())
+	up, err := newUpstream(Config{Mode: ModeAuth, Upstream: api.config()})
 	if err != nil {
 		t.Fatal(err)
 	}

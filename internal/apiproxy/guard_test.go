@@ -13,7 +13,11 @@ import (
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+
 	"github.com/tailhelm/tailhelm/internal/identity"
+	"github.com/tailhelm/tailhelm/internal/recording"
 )
 
 // closeNoted is a body that notes that it was closed.
@@ -30,6 +34,7 @@ func (b *closeNoted) Close() error {
 // The guard stands alone: whatever goes wrong before it, only a request that
 // impersonates exactly its caller reaches the proxy's credentials.
 func TestImpersonationGuard(t *testing.T) {
+	root := identity.Identity{User: alice.User, Groups: []string{"readers", "system:masters"}}
 	known := func(id identity.Identity) context.Context { return withCall(context.Background(), &call{caller: id}) }
 	impersonating := func(id identity.Identity) http.Header {
 		h := http.Header{"Accept": {"*/*"}}
@@ -52,6 +57,8 @@ func TestImpersonationGuard(t *testing.T) {
 		"user with groups":    {known(alice), impersonating(alice), true},
 		"user without groups": {known(bob), impersonating(bob), true},
 		"tagged device":       {known(ci), impersonating(ci), true},
+
+		"a caller in a refused group": {known(root), impersonating(root), false},
 
 		"no call":                                {context.Background(), impersonating(alice), false},
 		"no call and no headers":                 {context.Background(), http.Header{}, false},
@@ -84,55 +91,112 @@ func TestImpersonationGuard(t *testing.T) {
 		"credentials of the client, lower case":  {known(alice), with(impersonating(alice), "authorization", "Bearer client"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			sent := 0
-			guard := &impersonationGuard{next: roundTripper(func(*http.Request) (*http.Response, error) {
-				sent++
-				return httptest.NewRecorder().Result(), nil
-			})}
-			body := &closeNoted{Reader: strings.NewReader("{}")}
-			r := httptest.NewRequestWithContext(tc.ctx, http.MethodPost, "https://api/", body)
-			r.Body, r.Header = body, tc.header
-			res, err := guard.RoundTrip(r)
-			if err == nil {
-				_ = res.Body.Close()
-			}
-			switch {
-			case tc.passes && (err != nil || sent != 1):
-				t.Errorf("sent %d times, error %v", sent, err)
-			case !tc.passes && sent != 0:
-				t.Error("the request was sent")
-			case !tc.passes && !errors.Is(err, errNotImpersonated):
-				t.Errorf("error %v, want errNotImpersonated", err)
-			case !tc.passes && !body.closed:
-				t.Error("the body was not closed")
-			}
+			checkGuard(t, func(next http.RoundTripper) http.RoundTripper {
+				return &impersonationGuard{next: next, refused: []string{"system:masters"}}
+			}, request(tc.ctx, tc.header), errNotImpersonated, tc.passes)
 		})
 	}
 }
 
-// In auth mode both ways to the API server are guarded, in noauth mode none is:
-// there is nothing to guard.
-func TestGuardIsOnBothWays(t *testing.T) {
+// request returns a request as it comes to the guards.
+func request(ctx context.Context, header http.Header) *http.Request {
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "https://api/", nil)
+	r.Body, r.Header = &closeNoted{Reader: strings.NewReader("{}")}, header
+	return r
+}
+
+// checkGuard checks that r passes a guard, or that it is refused with an error that wraps
+// refused.
+func checkGuard(t *testing.T, guard func(next http.RoundTripper) http.RoundTripper, r *http.Request, refused error, passes bool) {
+	t.Helper()
+	sent := 0
+	rt := guard(roundTripper(func(*http.Request) (*http.Response, error) {
+		sent++
+		return httptest.NewRecorder().Result(), nil
+	}))
+	res, err := rt.RoundTrip(r)
+	if err == nil {
+		_ = res.Body.Close()
+	}
+	switch {
+	case passes && (err != nil || sent != 1):
+		t.Errorf("sent %d times, error %v", sent, err)
+	case !passes && sent != 0:
+		t.Error("the request was sent")
+	case !passes && !errors.Is(err, refused):
+		t.Errorf("error %v, want one of %v", err, refused)
+	case !passes && !r.Body.(*closeNoted).closed:
+		t.Error("the body was not closed")
+	}
+}
+
+// The guard stands alone: whatever goes wrong before it, a session that must be recorded
+// reaches the API server only when a recorder has taken it.
+func TestRecordingGuard(t *testing.T) {
+	enforced := identity.Identity{User: "u", MustRecord: true}
+	info := func(resource, subresource string) *apirequest.RequestInfo {
+		return &apirequest.RequestInfo{IsResourceRequest: true, Resource: resource, Subresource: subresource}
+	}
+	taken := &sessionRecording{to: new(recording.Recording)}
+	for name, tc := range map[string]struct {
+		call   *call
+		passes bool
+	}{
+		"no call":             {nil, false},
+		"nobody knows what":   {&call{caller: identity.Identity{User: "u"}}, false},
+		"recorded exec":       {&call{caller: enforced, info: info("pods", "exec"), recording: taken}, true},
+		"exec":                {&call{caller: enforced, info: info("pods", "exec")}, false},
+		"attach":              {&call{caller: enforced, info: info("pods", "attach")}, false},
+		"exec, no recorder":   {&call{caller: enforced, info: info("pods", "exec"), recording: &sessionRecording{}}, false},
+		"exec, not enforced":  {&call{caller: identity.Identity{User: "u"}, info: info("pods", "exec")}, true},
+		"exec of another API": {&call{caller: enforced, info: info("gadgets", "exec")}, true},
+		"port-forward":        {&call{caller: enforced, info: info("pods", "portforward")}, true},
+		"no session":          {&call{caller: enforced, info: info("pods", "")}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			if tc.call != nil {
+				ctx = withCall(ctx, tc.call)
+			}
+			checkGuard(t, func(next http.RoundTripper) http.RoundTripper { return &recordingGuard{next: next} }, request(ctx, http.Header{}), errNotRecorded, tc.passes)
+		})
+	}
+}
+
+// Both ways to the API server are guarded: in both modes so that sessions are recorded
+// that must be, and in auth mode so that callers are impersonated.
+func TestGuardsAreOnBothWays(t *testing.T) {
 	api := newAPIServer(t, nil)
-	for mode, guarded := range map[Mode]bool{ModeAuth: true, ModeNoAuth: false} {
-		up, err := newUpstream(mode, api.config())
+	get := &apirequest.RequestInfo{Verb: "get"}
+	exec := &apirequest.RequestInfo{IsResourceRequest: true, Resource: "pods", Subresource: "exec"}
+	for mode, unknown := range map[Mode]error{ModeAuth: errNotImpersonated, ModeNoAuth: nil} {
+		up, err := newUpstream(Config{Mode: mode, Upstream: api.config()})
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(up.close)
 		for _, header := range []http.Header{{}, {"Connection": {"Upgrade"}, "Upgrade": {"SPDY/3.1"}}} {
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, api.URL, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			r.Header = header
-			res, err := up.RoundTrip(r)
-			if err == nil {
-				_ = res.Body.Close()
-			}
-			if errors.Is(err, errNotImpersonated) != guarded {
-				t.Errorf("mode %s, %v: error %v", mode, header, err)
+			for c, want := range map[*call]error{
+				{info: get}: unknown,
+				{info: exec, caller: identity.Identity{MustRecord: true}}: errNotRecorded,
+			} {
+				r, err := http.NewRequestWithContext(withCall(t.Context(), c), http.MethodGet, api.URL, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.Header = header
+				res, err := up.RoundTrip(r)
+				if err == nil {
+					_ = res.Body.Close()
+				}
+				if !errors.Is(err, want) {
+					t.Errorf("mode %s, %v, %v: error %v, want %v", mode, header, c.info, err, want)
+				}
 			}
 		}
+	}
+	if n := len(api.all()); n != 2 {
+		t.Errorf("%d requests reached the API server, want the 2 in noauth mode that are no sessions", n)
 	}
 	for _, r := range api.all() {
 		if r.Header.Get("Authorization") != "" {
@@ -152,5 +216,50 @@ func TestNotImpersonatedIsADefect(t *testing.T) {
 	}
 	res, body := r.get(t, alice.Addr, "/api", nil)
 	r.checkRefusal(t, res, body, http.StatusInternalServerError, "InternalError", reasonNotImpersonated, "without saying who is calling")
+	api.mustNotReach(t)
+}
+
+// So is a session that the guard stops.
+func TestNotRecordedIsADefect(t *testing.T) {
+	for _, mode := range []Mode{ModeAuth, ModeNoAuth} {
+		t.Run(string(mode), func(t *testing.T) {
+			api := newAPIServer(t, nil)
+			r := start(t, api, options{mode: mode})
+			r.grant(true, newRecorder(t, false).addr)
+			next := r.proxy.reverse.Rewrite
+			r.proxy.reverse.Rewrite = func(pr *httputil.ProxyRequest) {
+				callFrom(pr.In.Context()).recording = nil
+				next(pr)
+			}
+			res, body := r.do(t, alice.Addr, false, r.request(t, http.MethodGet, podPath+"/exec?command=sh", nil, http.Header{
+				"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Protocol": {"v4.channel.k8s.io"},
+			}))
+			r.checkRefusal(t, res, body, http.StatusInternalServerError, metav1.StatusReasonInternalError, reasonNotRecorded, "without a recording that the tailnet policy demands")
+			api.mustNotReach(t)
+		})
+	}
+}
+
+// Nobody gets a refused group, whoever forgets to look.
+func TestRefusedGroupsAreGuarded(t *testing.T) {
+	api := newAPIServer(t, nil)
+	up, err := newUpstream(Config{Mode: ModeAuth, Upstream: api.config(), RefusedGroups: []string{alice.Groups[1]}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(up.close)
+	ctx := withCall(t.Context(), &call{caller: alice, info: &apirequest.RequestInfo{}})
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, api.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	impersonate(r.Header, alice)
+	res, err := up.RoundTrip(r)
+	if err == nil {
+		_ = res.Body.Close()
+	}
+	if !errors.Is(err, errNotImpersonated) {
+		t.Errorf("error %v, want errNotImpersonated", err)
+	}
 	api.mustNotReach(t)
 }

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
@@ -86,7 +87,7 @@ func New(config Config) (*Proxy, error) {
 	if config.Mode != ModeAuth && config.Mode != ModeNoAuth {
 		return nil, fmt.Errorf("mode %q is none of %q and %q", config.Mode, ModeAuth, ModeNoAuth)
 	}
-	up, err := newUpstream(config.Mode, config.Upstream)
+	up, err := newUpstream(config)
 	if err != nil {
 		return nil, err
 	}
@@ -255,26 +256,41 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if rec := c.recording; rec != nil && rec.began && rec.err == nil {
 		rec.err = rec.to.BreakOff(err) // a session that the client does not get
 	}
-	var f *refusal
-	cause := context.Cause(r.Context())
-	switch {
-	case errors.As(cause, &f), errors.As(err, &f): // ended from outside, or by us
-	case errors.Is(cause, errDrained):
-		f = refuseUnavailable(reasonDraining, "The proxy is shutting down. Try again.", err)
-	case cause != nil:
+	f := failure(context.Cause(r.Context()), err)
+	if f == nil {
 		w.WriteHeader(statusClientClosed) // for the log: nobody is there to read it
 		return
-	case errors.Is(err, errNotImpersonated):
-		f = &refusal{
-			label: reasonNotImpersonated, code: http.StatusInternalServerError, reason: "InternalError", cause: err,
-			message: "The proxy was about to send this request without saying who is calling, and did not send it. This is a defect of the proxy: please report it.",
-		}
-	case errors.Is(err, ErrCredentials):
-		f = refuseUnavailable(reasonCredentials, "The proxy cannot get the credentials with which it impersonates callers. Its log says why.", err)
-	default:
-		f = refuseUnavailable(reasonUpstream, statusUpstreamSentence, err)
 	}
 	p.refuse(w, r, c, f)
+}
+
+// failure returns what a client is told whose request failed with err, after its call
+// was ended by cause if that is not nil. It returns nil if the client has gone.
+func failure(cause, err error) *refusal {
+	var f *refusal
+	switch {
+	case errors.As(cause, &f), errors.As(err, &f): // ended from outside, or by us
+		return f
+	case errors.Is(cause, errDrained):
+		return refuseUnavailable(reasonDraining, "The proxy is shutting down. Try again.", err)
+	case cause != nil:
+		return nil
+	case errors.Is(err, errNotImpersonated):
+		return refuseDefect(reasonNotImpersonated, "The proxy was about to send this request without saying who is calling, and did not send it.", err)
+	case errors.Is(err, errNotRecorded):
+		return refuseDefect(reasonNotRecorded, "The proxy was about to begin a session without a recording that the tailnet policy demands (enforceRecorder), and did not begin it.", err)
+	case errors.Is(err, ErrCredentials):
+		return refuseUnavailable(reasonCredentials, "The proxy cannot get the credentials with which it impersonates callers. Its log says why.", err)
+	}
+	return refuseUnavailable(reasonUpstream, statusUpstreamSentence, err)
+}
+
+// refuseDefect refuses a request that the proxy was about to get wrong, as message says.
+func refuseDefect(label, message string, cause error) *refusal {
+	return &refusal{
+		label: label, code: http.StatusInternalServerError, reason: metav1.StatusReasonInternalError, cause: cause,
+		message: message + " This is a defect of the proxy: please report it.",
+	}
 }
 
 // refuse answers r with f.

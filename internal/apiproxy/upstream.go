@@ -50,11 +50,10 @@ type upstream struct {
 	close func()
 }
 
-// newUpstream returns the way to the API server of config in mode. Its
-// transports carry the credentials of config in ModeAuth and none in ModeNoAuth.
-// config is not changed.
-func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
-	config = rest.CopyConfig(config)
+// newUpstream returns the way to the API server of c.Upstream. Its transports carry the
+// credentials of c.Upstream in ModeAuth and none in ModeNoAuth. c.Upstream is not changed.
+func newUpstream(c Config) (*upstream, error) {
+	mode, config := c.Mode, rest.CopyConfig(c.Upstream)
 	if as := config.Impersonate; as.UserName != "" || as.UID != "" || len(as.Groups) > 0 || len(as.Extra) > 0 {
 		return nil, fmt.Errorf("the Kubernetes client configuration impersonates %q itself: remove \"as\", \"as-uid\", \"as-groups\" and \"as-user-extra\" from its user", as.UserName)
 	}
@@ -88,9 +87,9 @@ func newUpstream(mode Mode, config *rest.Config) (*upstream, error) {
 			if leg.base == h2 {
 				u.check = askVersion(mode, rt, target)
 			}
-			rt = &impersonationGuard{next: rt}
+			rt = &impersonationGuard{next: rt, refused: c.RefusedGroups}
 		}
-		*leg.out = rt
+		*leg.out = &recordingGuard{next: rt}
 	}
 	return u, nil
 }
@@ -166,23 +165,25 @@ var errNotImpersonated = errors.New("the request does not impersonate its caller
 
 // impersonationGuard is the last thing before the proxy's credentials. A request
 // passes only if its context carries a caller (see withCall) and its headers
-// impersonate exactly that caller and bring no other credentials. No request of a client
-// can get to the credentials in auth mode but through it. Two others are made with them, each
-// by a function that makes this one request: upstream.check, and [CheckImpersonator].
-type impersonationGuard struct{ next http.RoundTripper }
+// impersonate exactly that caller, who is in none of the refused groups, and bring no
+// other credentials. No request of a client can get to the credentials in auth mode but
+// through it. Two others are made with them, each by a function that makes this one
+// request: upstream.check, and [CheckImpersonator].
+type impersonationGuard struct {
+	next    http.RoundTripper
+	refused []string
+}
 
 // RoundTrip refuses with an error that wraps errNotImpersonated.
 func (g *impersonationGuard) RoundTrip(r *http.Request) (*http.Response, error) {
-	if err := checkImpersonation(r); err != nil {
-		if r.Body != nil {
-			_ = r.Body.Close() // the contract of RoundTripper
-		}
+	if err := g.check(r); err != nil {
+		closeBody(r)
 		return nil, fmt.Errorf("%w: %w", errNotImpersonated, err)
 	}
 	return g.next.RoundTrip(r)
 }
 
-func checkImpersonation(r *http.Request) error {
+func (g *impersonationGuard) check(r *http.Request) error {
 	c := callFrom(r.Context())
 	if c == nil || c.caller.User == "" {
 		return errors.New("no caller is known")
@@ -193,10 +194,54 @@ func checkImpersonation(r *http.Request) error {
 	if !slices.Equal(r.Header[authenticationv1.ImpersonateGroupHeader], c.caller.Groups) {
 		return fmt.Errorf("its groups are not those of %q", c.caller.User)
 	}
+	for _, group := range g.refused {
+		if slices.Contains(c.caller.Groups, group) {
+			return fmt.Errorf("it is of the group %q, which nobody may be in", group)
+		}
+	}
 	for name := range r.Header {
 		if isCredential(name) || isImpersonation(name) && name != authenticationv1.ImpersonateUserHeader && name != authenticationv1.ImpersonateGroupHeader {
 			return fmt.Errorf("it has the header %s", name)
 		}
 	}
 	return nil
+}
+
+// errNotRecorded means that a session that must be recorded was about to begin, and no
+// recorder had taken it.
+var errNotRecorded = errors.New("the session must be recorded and is not")
+
+// reasonNotRecorded is the refusal's label for it.
+const reasonNotRecorded = "not_recorded"
+
+// recordingGuard is what every request passes on its way to the API server, in both modes
+// and whatever protocol it takes. It stops a session whose caller must be recorded unless
+// a recorder has taken it, and a request of which it is not known who asks for what.
+type recordingGuard struct{ next http.RoundTripper }
+
+// RoundTrip refuses with an error that wraps errNotRecorded.
+func (g *recordingGuard) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := checkRecorded(callFrom(r.Context())); err != nil {
+		closeBody(r)
+		return nil, err
+	}
+	return g.next.RoundTrip(r)
+}
+
+func checkRecorded(c *call) error {
+	switch {
+	case c == nil || c.info == nil:
+		return fmt.Errorf("%w: nobody knows who asks for what", errNotRecorded)
+	case c.caller.MustRecord && c.isSession() && (c.recording == nil || c.recording.to == nil):
+		return fmt.Errorf("%w: %s of %s/%s", errNotRecorded, c.info.Subresource, c.info.Namespace, c.info.Name)
+	}
+	return nil
+}
+
+// closeBody closes the body of a request that is not sent, which is the contract of
+// http.RoundTripper.
+func closeBody(r *http.Request) {
+	if r.Body != nil {
+		_ = r.Body.Close()
+	}
 }
