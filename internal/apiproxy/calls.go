@@ -51,15 +51,15 @@ type calls struct {
 	// perDevice counts the open calls of each device.
 	perDevice map[tailcfg.StableNodeID]int
 	draining  bool
-	// leaving refuses further watches and streams.
-	leaving bool
+	// refused are the kinds of which no further call begins, and what its client is told.
+	refused map[Kind]*refusal
 	// changed is closed and replaced when a call ends while somebody waits.
 	changed chan struct{}
 	waiting int
 }
 
 func newCalls() *calls {
-	return &calls{open: map[*call]struct{}{}, perDevice: map[tailcfg.StableNodeID]int{}, changed: make(chan struct{})}
+	return &calls{open: map[*call]struct{}{}, perDevice: map[tailcfg.StableNodeID]int{}, refused: map[Kind]*refusal{}, changed: make(chan struct{})}
 }
 
 // add registers c and returns the function that removes it, or why there can be no
@@ -71,8 +71,8 @@ func (s *calls) add(c *call) (done func(), f *refusal) {
 	if s.perDevice[device] >= maxCallsPerDevice {
 		return nil, refuseTooMany()
 	}
-	if s.leaving && c.kind != KindREST {
-		return nil, refuseLeaving()
+	if f := s.refused[c.kind]; f != nil {
+		return nil, f
 	}
 	s.perDevice[device]++
 	s.open[c] = struct{}{}
@@ -203,12 +203,13 @@ func (s *calls) endAll(cause error) {
 	}
 }
 
-// leave ends every watch and refuses further watches and streams.
-func (s *calls) leave() {
+// refuse refuses further calls of some kinds with f.
+func (s *calls) refuse(f *refusal, kinds ...Kind) {
 	s.mu.Lock()
-	s.leaving = true
-	s.mu.Unlock()
-	s.endWatches()
+	defer s.mu.Unlock()
+	for _, kind := range kinds {
+		s.refused[kind] = f
+	}
 }
 
 // endWatches lets every watch end, those that are only starting included, as the

@@ -196,7 +196,8 @@ func TestIdleConnections(t *testing.T) {
 	})
 }
 
-// At the end of the drain timeout, and not before, everything ends.
+// At the end of the drain timeout, and not before, everything ends. Nobody can connect from
+// lastRequests before it.
 func TestDrainTimeout(t *testing.T) {
 	const timeout = time.Minute
 	synctest.Test(t, func(t *testing.T) {
@@ -222,8 +223,18 @@ func TestDrainTimeout(t *testing.T) {
 		synctest.Wait()
 
 		r.stop()
-		time.Sleep(timeout - time.Millisecond)
+		time.Sleep(timeout - lastRequests - time.Millisecond)
 		synctest.Wait()
+		last, _ := closing(r.send(t, "GET /api/v1/nodes"+header+"\r\n"))
+		time.Sleep(lastRequests)
+		synctest.Wait()
+		if conn, err := r.proxy.dial(bob.Addr); err == nil {
+			_ = conn.Close()
+			t.Error("somebody can connect at the end of the timeout")
+		}
+		if isClosed(last) {
+			t.Error("a request that was sent before that is cut off")
+		}
 		if _, err := io.WriteString(stream, "x"); err != nil || isClosed(streamEnded) || isClosed(watchEnded) || isClosed(restEnded) || len(r.served) > 0 {
 			t.Errorf("before the timeout: stream ended %v (%v), watch ended %v, request ended %v, Serve ended %v",
 				isClosed(streamEnded), err, isClosed(watchEnded), isClosed(restEnded), len(r.served) > 0)
@@ -243,13 +254,13 @@ func TestDrainTimeout(t *testing.T) {
 			t.Errorf("Serve returns %v", err)
 		}
 		ended := 0
-		for _, line := range r.logs.lines(t, "request", 3) {
+		for _, line := range r.logs.lines(t, "request", 4) {
 			if line["ended"] == reasonDraining || line["refused"] == reasonDraining {
 				ended++
 			}
 		}
-		if ended != 3 {
-			t.Errorf("%d of 3 requests are logged as ended by the drain:\n%s", ended, r.logs)
+		if ended != 4 {
+			t.Errorf("%d of 4 requests are logged as ended by the drain:\n%s", ended, r.logs)
 		}
 	})
 }

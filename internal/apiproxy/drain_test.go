@@ -85,11 +85,17 @@ func (r *rig) slowGetBy(t *testing.T, api *drainAPI, client *http.Client) <-chan
 	return answers
 }
 
-// draining begins a drain and waits until no new connection is taken, neither by
-// the API nor by the redirect to it.
+// draining begins a drain with open streams and waits until it has begun.
 func (r *rig) draining(t *testing.T) {
 	t.Helper()
 	r.stop()
+	r.logs.lines(t, "serving on until streams have ended", 1)
+}
+
+// closed waits until no new connection is taken, neither by the API nor by the redirect
+// to it.
+func (r *rig) closed(t *testing.T) {
+	t.Helper()
 	for _, address := range []string{r.address, r.redirect} {
 		eventually(t, "new connections are refused", func() bool {
 			conn, err := dialerOf(bob.Addr).DialContext(t.Context(), "tcp", address)
@@ -101,7 +107,8 @@ func (r *rig) draining(t *testing.T) {
 	}
 }
 
-// A drain lets requests finish, then ends watches cleanly, and waits for streams.
+// A drain goes on serving requests and watches while streams are open. Then it lets requests
+// finish, and ends watches cleanly.
 func TestDrain(t *testing.T) {
 	for _, http2 := range []bool{true, false} {
 		for _, plain := range []bool{true, false} {
@@ -116,28 +123,60 @@ func TestDrain(t *testing.T) {
 				s.ping(t)
 
 				r.draining(t)
+				newcomer := r.client(t, bob.Addr, http2)
+				for _, wantReused := range []bool{false, true} {
+					if reused := r.reuses(t, newcomer); reused != wantReused {
+						t.Errorf("a request while a stream is open: connection reused %v, want %v", reused, wantReused)
+					}
+				}
+				another := r.watch(t, bob.Addr, http2)
+				for range 2 {
+					api.events <- struct{}{}
+				}
+				w.event(t)
+				another.event(t)
+				if _, code := r.upgrade(t, bob.Addr, http.MethodPost, "SPDY/3.1"); code != http.StatusServiceUnavailable {
+					t.Errorf("another session is answered %d", code)
+				}
+				s.ping(t)
+
+				_ = s.Close()
+				r.closed(t)
+				api.events <- struct{}{} // watches go on while a request does
 				api.events <- struct{}{}
-				w.event(t) // the watch goes on while a request does
+				w.event(t)
+				another.event(t)
 
 				api.release()
 				if got := receive(t, rest, "the answer"); got != (answer{http.StatusOK, "finished", nil}) {
 					t.Errorf("the request in flight is answered %+v", got)
 				}
-				if err := w.end(t); err != nil {
-					t.Errorf("the watch ends with %v, want a clean end", err)
+				for _, w := range []*watch{w, another} {
+					if err := w.end(t); err != nil {
+						t.Errorf("the watch ends with %v, want a clean end", err)
+					}
 				}
-				s.ping(t) // the stream goes on after the watch has ended
-				select {
-				case err := <-r.served:
-					t.Fatalf("Serve returned %v while a stream is open", err)
-				default:
-				}
-				_ = s.Close()
 				if err := receive(t, r.served, "the end of Serve"); err != nil {
 					t.Errorf("Serve returns %v", err)
 				}
 			})
 		}
+	}
+}
+
+// What a drain does not begin any more is refused with word to try again.
+func TestDrainRefusesStreams(t *testing.T) {
+	r := start(t, newDrainAPI(t).apiServer, options{})
+	s := r.stream(t, alice.Addr, http.MethodPost, "SPDY/3.1")
+	r.draining(t)
+	res, body := r.get(t, bob.Addr, "/api/v1/namespaces/a/pods/b/log?follow=true", nil)
+	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") != "1" || !strings.Contains(body, "starts no new sessions. Try again in a minute.") {
+		t.Errorf("%s, Retry-After %q: %s", res.Status, res.Header.Get("Retry-After"), body)
+	}
+	s.ping(t)
+	_ = s.Close()
+	if err := receive(t, r.served, "the end of Serve"); err != nil {
+		t.Errorf("Serve returns %v", err)
 	}
 }
 

@@ -96,6 +96,14 @@ func refuseLeaving() *refusal {
 	return f
 }
 
+// refuseDraining refuses what would hold up or outlive a drain, when there may be no other
+// replica.
+func refuseDraining() *refusal {
+	f := refuseUnavailable(reasonDraining, "The proxy is shutting down and starts no new sessions. Try again in a minute.", nil)
+	f.retryAfter = 1
+	return f
+}
+
 func refuseTooMany() *refusal {
 	return &refusal{
 		label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests,

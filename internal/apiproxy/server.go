@@ -41,6 +41,9 @@ const (
 	// finishTimeout is how long requests may take to be answered before clients are sent
 	// to another server. Those that take longer are likely to be cut off.
 	finishTimeout = 3 * time.Second
+	// lastRequests is how long before the end of a drain nobody can connect any more, even if
+	// streams are still open: requests need time to be answered.
+	lastRequests = 5 * time.Second
 	// settleTimeout is how long the last ones may take, while nobody can connect.
 	settleTimeout = 2 * time.Second
 	// arrival is how long answers have to arrive at their clients: a second's fourth is
@@ -64,7 +67,7 @@ type ServerConfig struct {
 	// come, Withdraw can call settle, which returns when all requests have been answered, or
 	// soon.
 	Withdraw func(ctx context.Context, settle func(context.Context)) error
-	// DrainTimeout bounds how long Serve waits for open requests at its end.
+	// DrainTimeout bounds how long Serve waits for open requests and streams at its end.
 	DrainTimeout time.Duration
 	// PeerConnections is how many connections one peer may have; 0 means
 	// [DefaultPeerConnections].
@@ -94,12 +97,17 @@ func NewServer(config ServerConfig) *Server {
 // to it; without, plain gets the API and secure must be nil. The listeners are
 // closed when Serve returns.
 //
-// Before Withdraw, watches are ended, no further watches and streams begun, and clients
-// asked to leave their connections: once they are sent to another server, what is open
-// here is cut off. From then on and while Withdraw goes on, requests are served, on
-// connections that end with them.
+// With Withdraw there is another server. Before Withdraw is called, watches are ended, no
+// further watches and streams begun, and clients asked to leave their connections: once they
+// are sent to the other server, what is open here is cut off. From then on and while Withdraw
+// goes on, requests are served, on connections that end with them.
 //
-// A drain closes the listeners, lets requests finish, ends watches (their clients
+// Without Withdraw nobody else serves: a successor may wait for the end of this server. So
+// requests and watches are served as before while streams are open, on open connections and on
+// new ones, and only further streams are refused. This lasts until the DrainTimeout is about
+// to be over.
+//
+// Then a drain closes the listeners, lets requests finish, ends watches (their clients
 // watch again elsewhere), and gives streams what is left of the DrainTimeout.
 func (s *Server) Serve(ctx context.Context, secure, plain net.Listener) error {
 	group, listening := errgroup.WithContext(ctx)
@@ -113,13 +121,19 @@ func (s *Server) Serve(ctx context.Context, secure, plain net.Listener) error {
 	go s.config.Proxy.Watch(rechecking) // through the drain, too
 	group.Go(func() error {
 		<-listening.Done()
-		if ctx.Err() != nil && s.config.Withdraw != nil {
+		asked, ending := ctx.Err() != nil, context.WithoutCancel(ctx) // not asked: a listener has failed
+		if asked && s.config.Withdraw != nil {
 			next := s.open(group, ports, lastRequest(s.config.Proxy))
-			s.withdraw(context.WithoutCancel(ctx), servers)
+			s.withdraw(ending, servers)
 			servers = append(servers, next...)
 		}
+		ending, cancel := context.WithTimeout(ending, s.config.DrainTimeout)
+		defer cancel()
+		if asked && s.config.Withdraw == nil {
+			s.awaitStreams(ending)
+		}
 		ports.close()
-		s.drain(context.WithoutCancel(ctx), servers)
+		s.drain(ending, servers)
 		return nil
 	})
 	return group.Wait()
@@ -176,7 +190,8 @@ func lastRequest(h http.Handler) http.Handler {
 func (s *Server) withdraw(ctx context.Context, servers []*http.Server) {
 	open := s.config.Proxy.calls
 	s.config.Log.InfoContext(ctx, "withdrawing", "watches", open.count(KindWatch), "streams", open.count(KindStream))
-	open.leave()
+	open.refuse(refuseLeaving(), KindWatch, KindStream)
+	open.endWatches()
 	finishing, cancel := context.WithTimeout(ctx, finishTimeout)
 	defer cancel()
 	<-shutDown(finishing, servers) // what has not ended by then is cut off
@@ -199,12 +214,22 @@ func (s *Server) settle(ctx context.Context) {
 	}
 }
 
-// drain ends the servers. See Serve.
-func (s *Server) drain(ctx context.Context, servers []*http.Server) {
-	ctx, cancel := context.WithTimeout(ctx, s.config.DrainTimeout)
+// awaitStreams refuses further streams, and returns when none is open or the DrainTimeout,
+// which begins with the call, is about to be over. See Serve.
+func (s *Server) awaitStreams(ctx context.Context) {
+	open, timeout := s.config.Proxy.calls, s.config.DrainTimeout
+	open.refuse(refuseDraining(), KindStream)
+	s.config.Log.InfoContext(ctx, "serving on until streams have ended", "timeout", timeout.String(), "streams", open.count(KindStream))
+	ctx, cancel := context.WithTimeout(ctx, timeout-min(lastRequests, timeout/2))
 	defer cancel()
+	_ = open.wait(ctx, KindStream) // drain gives those that are open the rest
+}
+
+// drain ends the servers. ctx ends with the DrainTimeout. See Serve.
+func (s *Server) drain(ctx context.Context, servers []*http.Server) {
 	open := s.config.Proxy.calls
-	s.config.Log.InfoContext(ctx, "draining", "timeout", s.config.DrainTimeout.String(),
+	deadline, _ := ctx.Deadline()
+	s.config.Log.InfoContext(ctx, "draining", "deadline", deadline,
 		"rest", open.count(KindREST), "watches", open.count(KindWatch), "streams", open.count(KindStream))
 	closing := shutDown(ctx, servers)
 	err := open.wait(ctx, KindREST)

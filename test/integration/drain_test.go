@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestDrain: after SIGTERM nobody new comes in, what is open goes on as long as it
-// makes sense, and the process ends well.
+// TestDrain: after SIGTERM a session goes on, and everybody is served until it has ended.
+// Then nobody new comes in, what is open ends well, and so does the process.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	p := newReadyProxy(t, proxyOptions{args: []string{"--drain-timeout", patience.String()}})
@@ -31,6 +31,18 @@ func TestDrain(t *testing.T) {
 
 	noError(t, p.Signal(syscall.SIGTERM))
 	p.readyz(t, "[-]shutdown failed: shutting down")
+	shell.say("still here\n")
+	shell.expect("still here\n")
+	newcomer.mustKubectl("version")
+	if _, words, err := c.kubectl("exec", "-n", ns, pod, "--", "true"); err == nil || !strings.Contains(words, "shutting down and starts no new sessions") {
+		t.Errorf("another session while the proxy drains: %v: %s", err, words)
+	}
+	shell.say("and here\n")
+	shell.expect("and here\n")
+	noError(t, shell.stdin.Close())
+	if err := shell.wait(within(t, patience)); err != nil {
+		t.Errorf("exec ends with %v", err)
+	}
 	eventually(t, "new connections to be refused", func() bool {
 		conn, err := newcomer.Dial(within(t, patience), "tcp", p.host+":443")
 		if err == nil {
@@ -38,8 +50,6 @@ func TestDrain(t *testing.T) {
 		}
 		return err != nil
 	})
-	shell.say("still here\n")
-	shell.expect("still here\n")
 	p.waitMetric(t, 1, "tailhelm_apiproxy_requests_in_flight", "kind=watch") // the list is not done
 	rest, err := io.ReadAll(list)
 	if err != nil || !json.Valid([]byte("{"+string(rest))) || len(rest) < bigCount*bigBytes {
@@ -47,12 +57,6 @@ func TestDrain(t *testing.T) {
 	}
 	if _, err := io.Copy(io.Discard, events); err != nil {
 		t.Errorf("the watch ends with %v, want a clean end", err)
-	}
-	shell.say("and here\n")
-	shell.expect("and here\n")
-	noError(t, shell.stdin.Close())
-	if err := shell.wait(within(t, patience)); err != nil {
-		t.Errorf("exec ends with %v", err)
 	}
 	if code, err := p.Wait(within(t, patience)); err != nil || code != 0 {
 		t.Errorf("exit status %d %v", code, err)
