@@ -4,22 +4,25 @@
 package apiproxy
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 )
 
-// limitPeers returns a listener that accepts connections from l, at most max of
+// limitPeers returns a listener that accepts connections from l, at most limit of
 // them at a time from one address. It closes further ones at once: an answer
-// would need a TLS handshake, which is what the limit protects.
-func limitPeers(l net.Listener, limit int, metrics *Metrics) net.Listener {
-	return &peerLimiter{Listener: l, limit: limit, metrics: metrics, open: map[netip.Addr]int{}}
+// would need a TLS handshake, which is what the limit protects. So only the log tells why.
+func limitPeers(l net.Listener, limit int, log *slog.Logger, metrics *Metrics) net.Listener {
+	return &peerLimiter{Listener: l, limit: limit, log: log, metrics: metrics, open: map[netip.Addr]int{}}
 }
 
 type peerLimiter struct {
 	net.Listener
 	limit   int
+	log     *slog.Logger
 	metrics *Metrics
+	crowded warning
 
 	mu   sync.Mutex
 	open map[netip.Addr]int
@@ -37,6 +40,9 @@ func (l *peerLimiter) Accept() (net.Conn, error) {
 			return &limitedConn{Conn: conn, leave: sync.OnceFunc(func() { l.leave(peer) })}, nil
 		}
 		l.metrics.turnedAway.Inc()
+		if count := l.crowded.occurred(); count > 0 {
+			l.log.Warn("connections are turned away: their peer has as many as it may have", "count", count, "address", peer.String(), "limit", l.limit)
+		}
 		_ = conn.Close()
 	}
 }

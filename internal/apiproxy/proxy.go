@@ -79,6 +79,8 @@ type Proxy struct {
 	reverse   *httputil.ReverseProxy
 	recorders *recording.Recorders
 	calls     *calls
+	// eventsLost warns of events that no recorder took.
+	eventsLost warning
 }
 
 // New returns a Proxy. It errs when config does not describe a way to the API

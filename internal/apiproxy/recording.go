@@ -138,14 +138,16 @@ func (p *Proxy) recordEvent(ctx context.Context, c *call, r *http.Request) error
 	return refuseUnavailable(reasonRecorder, fmt.Sprintf("The tailnet policy demands that this request is recorded (enforceRecorder, enableEvents), and no recorder takes it (tried %s). Try again; if it lasts, ask an administrator of the tailnet to look after the recorders.", recording.List(c.caller.Recorders)), err)
 }
 
-// countEvent counts an event, and logs what became of it if it was lost.
+// countEvent counts an event, and warns of it if it was lost.
 func (p *Proxy) countEvent(ctx context.Context, c *call, err error) {
 	if err == nil {
 		p.config.Metrics.events.WithLabelValues(eventSent).Inc()
 		return
 	}
 	p.config.Metrics.events.WithLabelValues(eventLost).Inc()
-	p.config.Log.DebugContext(ctx, "an event is lost", "user", c.caller.User, "error", clipError(err))
+	if count := p.eventsLost.occurred(); count > 0 {
+		p.config.Log.WarnContext(ctx, "events of requests are lost", "count", count, "user", c.caller.User, "error", clipError(err))
+	}
 }
 
 // eventOf describes r without its body, which may hold secrets.

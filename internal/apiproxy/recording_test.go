@@ -394,6 +394,12 @@ func TestEventDecisions(t *testing.T) {
 			if tc.sent == 1 {
 				checkEvent(t, s.events[0])
 			}
+			if tc.lost > 0 {
+				line := r.logs.lines(t, "events of requests are lost", 1)[0]
+				if line["level"] != "WARN" || line["user"] != alice.User || line["count"] != 1.0 || line["error"] == nil {
+					t.Errorf("logged as %v", line)
+				}
+			}
 			// Whoever asks for no events costs none.
 			if res, _ := r.get(t, bob.Addr, podPath, nil); res.StatusCode != http.StatusOK || s.eventCount() != int(tc.sent) {
 				t.Errorf("somebody else: %d, %d events", res.StatusCode, s.eventCount())

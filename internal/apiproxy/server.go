@@ -303,7 +303,7 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 }
 
 func (s *Server) limit(l net.Listener) net.Listener {
-	return limitPeers(l, s.config.PeerConnections, s.config.Metrics)
+	return limitPeers(l, s.config.PeerConnections, s.config.Log, s.config.Metrics)
 }
 
 // redirect sends a client of plain HTTP to https with 308, which keeps method

@@ -79,6 +79,10 @@ func TestConnectionsPerPeer(t *testing.T) {
 			if got := metric(t, r.metrics, "tailhelm_apiproxy_connections_turned_away_total"); got != 1 {
 				t.Errorf("%v connections were counted as turned away, want 1", got)
 			}
+			line := r.logs.lines(t, "connections are turned away: their peer has as many as it may have", 1)[0]
+			if line["level"] != "WARN" || line["address"] != alice.Addr.String() || line["limit"] != float64(limit) || line["count"] != 1.0 {
+				t.Errorf("logged as %v", line)
+			}
 			if got := metric(t, r.metrics, "tailhelm_apiproxy_connections"); got != limit {
 				t.Errorf("%v connections are counted, want %d", got, limit)
 			}
