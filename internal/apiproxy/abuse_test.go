@@ -215,7 +215,7 @@ func TestDiscoveryIsRefusedInPlainText(t *testing.T) {
 	r := start(t, newAPIServer(t, nil), options{})
 	const accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"
 	res, body := r.get(t, alice.Addr, "/api", http.Header{"Accept": {accept}, "Impersonate-User": {"boss"}})
-	if res.StatusCode != http.StatusForbidden || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") || !strings.HasPrefix(body, "Impersonation is not supported") {
+	if res.StatusCode != http.StatusForbidden || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") || !strings.HasPrefix(body, "This proxy impersonates you") {
 		t.Errorf("%d %s %q", res.StatusCode, res.Header.Get("Content-Type"), body)
 	}
 }

@@ -35,10 +35,13 @@ func (b *closeNoted) Close() error {
 // impersonates exactly its caller reaches the proxy's credentials.
 func TestImpersonationGuard(t *testing.T) {
 	root := identity.Identity{User: alice.User, Groups: []string{"readers", "system:masters"}}
-	known := func(id identity.Identity) context.Context { return withCall(context.Background(), &call{caller: id}) }
+	asking := func(id identity.Identity, groups ...string) context.Context {
+		return withCall(context.Background(), &call{caller: id, groups: groups})
+	}
+	known := func(id identity.Identity) context.Context { return asking(id, id.Groups...) }
 	impersonating := func(id identity.Identity) http.Header {
 		h := http.Header{"Accept": {"*/*"}}
-		impersonate(h, id)
+		impersonate(h, id.User, id.Groups)
 		return h
 	}
 	with := func(h http.Header, name string, values ...string) http.Header {
@@ -57,6 +60,11 @@ func TestImpersonationGuard(t *testing.T) {
 		"user with groups":    {known(alice), impersonating(alice), true},
 		"user without groups": {known(bob), impersonating(bob), true},
 		"tagged device":       {known(ci), impersonating(ci), true},
+		"one of the groups":   {asking(alice, alice.Groups[0]), impersonating(identity.Identity{User: alice.User, Groups: alice.Groups[:1]}), true},
+		"none of the groups":  {asking(alice), impersonating(identity.Identity{User: alice.User}), true},
+
+		"more groups than asked for": {asking(alice, alice.Groups[0]), impersonating(alice), false},
+		"a group of somebody else":   {asking(bob, "admins"), impersonating(identity.Identity{User: bob.User, Groups: []string{"admins"}}), false},
 
 		"a caller in a refused group": {known(root), impersonating(root), false},
 
@@ -248,12 +256,12 @@ func TestRefusedGroupsAreGuarded(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(up.close)
-	ctx := withCall(t.Context(), &call{caller: alice, info: &apirequest.RequestInfo{}})
+	ctx := withCall(t.Context(), &call{caller: alice, groups: alice.Groups, info: &apirequest.RequestInfo{}})
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, api.URL, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	impersonate(r.Header, alice)
+	impersonate(r.Header, alice.User, alice.Groups)
 	res, err := up.RoundTrip(r)
 	if err == nil {
 		_ = res.Body.Close()

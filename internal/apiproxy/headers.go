@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
-
-	"github.com/tailhelm/tailhelm/internal/identity"
 )
 
 const (
@@ -92,21 +90,10 @@ func hasPrefix(name, prefix string) bool {
 	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
-// asksForImpersonation returns the name of a header with which the client asks to
-// be somebody else, or "".
-func asksForImpersonation(h http.Header) string {
-	for name := range h {
-		if isImpersonation(name) {
-			return name
-		}
-	}
-	return ""
-}
-
-// impersonate makes h say that id is calling.
-func impersonate(h http.Header, id identity.Identity) {
-	h[authenticationv1.ImpersonateUserHeader] = []string{id.User}
-	if len(id.Groups) > 0 {
-		h[authenticationv1.ImpersonateGroupHeader] = id.Groups
+// impersonate makes h say that a user is calling, in groups.
+func impersonate(h http.Header, user string, groups []string) {
+	h[authenticationv1.ImpersonateUserHeader] = []string{user}
+	if len(groups) > 0 {
+		h[authenticationv1.ImpersonateGroupHeader] = groups
 	}
 }

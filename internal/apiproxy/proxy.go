@@ -197,10 +197,10 @@ func (p *Proxy) admitCaller(c *call, r *http.Request) *refusal {
 		return f
 	}
 	c.ambient = len(r.Header["Authorization"]) == 0
-	if header := asksForImpersonation(r.Header); header != "" {
-		return refuseForbidden(reasonImpersonation, fmt.Sprintf("Impersonation is not supported by this proxy, which already impersonates %q (header %s). Drop --as, --as-group and --as-uid, and \"as\" from the kubeconfig.", c.caller.User, header), nil)
-	}
-	return nil
+	var f *refusal
+	c.groups, f = narrow(r.Header, c.caller)
+	c.narrowed = f == nil && !slices.Equal(c.groups, c.caller.Groups)
+	return f
 }
 
 // checkGroups refuses a caller that has one of the refused groups.
@@ -223,7 +223,7 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	h[headerForwardedFor] = []string{c.addr.String()}
 	if p.config.Mode == ModeAuth {
 		dropCredentials(h)
-		impersonate(h, c.caller)
+		impersonate(h, c.caller.User, c.groups)
 		p.config.Metrics.impersonate(c.caller)
 	}
 	makeReplayable(pr.Out)

@@ -37,6 +37,9 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 		slog.String("address", c.addr.String()),
 		slog.String("kind", string(c.kind)),
 		slog.String("method", r.Method))
+	if c.narrowed {
+		attrs = append(attrs, slog.Any("asGroups", c.groups))
+	}
 	if c.info != nil {
 		attrs = append(attrs, slog.String("verb", c.info.Verb))
 		if c.info.IsResourceRequest {

@@ -128,7 +128,7 @@ func TestRefusesImpersonationSaysWhatToDo(t *testing.T) {
 	api := newAPIServer(t, nil)
 	r := start(t, api, options{})
 	res, body := r.get(t, alice.Addr, "/api", http.Header{"Impersonate-User": {"admin"}})
-	r.checkRefusal(t, res, body, 403, metav1.StatusReasonForbidden, reasonImpersonation, `already impersonates "alice@example.com" (header Impersonate-User). Drop --as,`)
+	r.checkRefusal(t, res, body, 403, metav1.StatusReasonForbidden, reasonImpersonation, `This proxy impersonates you, "alice@example.com", and nobody else. You can only be yourself: drop --as,`)
 }
 
 func TestRefusesRequests(t *testing.T) {

@@ -84,8 +84,12 @@ type call struct {
 	start  time.Time
 	addr   netip.Addr // the peer
 	caller identity.Identity
-	info   *apirequest.RequestInfo
-	kind   Kind
+	// groups are those in which the caller is impersonated, and narrowed says that they are
+	// not all of its own: see narrow.
+	groups   []string
+	narrowed bool
+	info     *apirequest.RequestInfo
+	kind     Kind
 	// ambient means that the client showed no token, as a browser does not: see
 	// isolate.
 	ambient bool

@@ -165,8 +165,8 @@ var errNotImpersonated = errors.New("the request does not impersonate its caller
 
 // impersonationGuard is the last thing before the proxy's credentials. A request
 // passes only if its context carries a caller (see withCall) and its headers
-// impersonate exactly that caller, who is in none of the refused groups, and bring no
-// other credentials. No request of a client can get to the credentials in auth mode but
+// impersonate exactly that caller, in groups that are all its own, none of which is
+// refused, and bring no other credentials. No request of a client can get to the credentials in auth mode but
 // through it. Two others are made with them, each by a function that makes this one
 // request: upstream.check, and [CheckImpersonator].
 type impersonationGuard struct {
@@ -191,8 +191,13 @@ func (g *impersonationGuard) check(r *http.Request) error {
 	if !slices.Equal(r.Header[authenticationv1.ImpersonateUserHeader], []string{c.caller.User}) {
 		return fmt.Errorf("its user is not %q", c.caller.User)
 	}
-	if !slices.Equal(r.Header[authenticationv1.ImpersonateGroupHeader], c.caller.Groups) {
-		return fmt.Errorf("its groups are not those of %q", c.caller.User)
+	if !slices.Equal(r.Header[authenticationv1.ImpersonateGroupHeader], c.groups) {
+		return fmt.Errorf("its groups are not those that %q asks for", c.caller.User)
+	}
+	for _, group := range c.groups {
+		if !slices.Contains(c.caller.Groups, group) {
+			return fmt.Errorf("its group %q is none of those of %q", group, c.caller.User)
+		}
 	}
 	for _, group := range g.refused {
 		if slices.Contains(c.caller.Groups, group) {

@@ -153,6 +153,30 @@ func TestSystemMastersRefused(t *testing.T) {
 	}
 }
 
+// TestFewerRights: a caller can work with some of its groups, and the API server decides by
+// those.
+func TestFewerRights(t *testing.T) {
+	t.Parallel()
+	c := newUser(t, shared.proxy, admins, "fewer-rights")
+	c.mustKubectl("get", "secrets", "--all-namespaces")
+	for want, args := range map[string][]string{
+		"[fewer-rights system:authenticated]": {"--as=" + c.user, "--as-group=fewer-rights"},
+		"[system:authenticated]":              {"--as=" + c.user},
+	} {
+		if out := c.mustKubectl(append(args, "auth", "whoami")...); !strings.Contains(out, c.user) || !strings.Contains(out, want) {
+			t.Errorf("kubectl %v auth whoami, want groups %s:\n%s", args, want, out)
+		}
+		_, stderr, err := c.kubectl(append(args, "get", "secrets", "--all-namespaces")...)
+		if err == nil || !strings.Contains(stderr, `User "`+c.user+`" cannot list resource "secrets"`) {
+			t.Errorf("kubectl %v get secrets: %v\n%s", args, err, stderr)
+		}
+	}
+	_, stderr, err := c.kubectl("--as="+c.user, "--as-group=bosses", "get", "secrets")
+	if err == nil || !strings.Contains(stderr, `You do not have the group "bosses"`) {
+		t.Errorf("a group that was not granted: %v\n%s", err, stderr)
+	}
+}
+
 // TestImpersonationRefused: a client that asks to be somebody else is told so, and
 // the request goes nowhere.
 func TestImpersonationRefused(t *testing.T) {
@@ -161,7 +185,7 @@ func TestImpersonationRefused(t *testing.T) {
 	c.mustKubectl("get", "namespaces")    // kubectl has discovered the API before
 	for _, args := range [][]string{{"--as=boss"}, {"--as=boss", "--as-group=bosses"}, {"--as=boss", "--as-uid=1"}} {
 		_, stderr, err := c.kubectl(append(args, "get", "namespaces")...)
-		if err == nil || !strings.Contains(stderr, "Impersonation is not supported by this proxy") || !strings.Contains(stderr, "--as") {
+		if err == nil || !strings.Contains(stderr, "This proxy impersonates you, ") || !strings.Contains(stderr, "--as") {
 			t.Errorf("kubectl %v: %v\n%s", args, err, stderr)
 		}
 	}

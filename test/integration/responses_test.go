@@ -133,7 +133,7 @@ func TestNegotiation(t *testing.T) {
 		t.Errorf("image/png: %s", res.Status)
 	}
 	res, body := c.get(path, "Accept", protobuf, "Impersonate-User", "boss")
-	if res.StatusCode != http.StatusForbidden || !strings.HasPrefix(string(body), "k8s\x00") || !strings.Contains(string(body), "Impersonation is not supported") {
+	if res.StatusCode != http.StatusForbidden || !strings.HasPrefix(string(body), "k8s\x00") || !strings.Contains(string(body), "This proxy impersonates you, ") {
 		t.Errorf("a refusal in protobuf: %s %q", res.Status, body)
 	}
 }
