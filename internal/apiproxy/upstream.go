@@ -47,7 +47,15 @@ type upstream struct {
 	upgrades http.RoundTripper
 	// check is for Proxy.CheckReachable: see askVersion.
 	check func(context.Context) error
-	close func()
+	// transports are those below requests and upgrades.
+	transports []*rotatingTransport
+}
+
+// close closes the connections over which nothing goes on.
+func (u *upstream) close() {
+	for _, t := range u.transports {
+		t.CloseIdleConnections()
+	}
 }
 
 // newUpstream returns the way to the API server of c.Upstream. Its transports carry the
@@ -66,12 +74,15 @@ func newUpstream(c Config) (*upstream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the address of the Kubernetes API server %q: %w", config.Host, err)
 	}
-	tlsConfig, err := rest.TLSConfigFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("TLS to the Kubernetes API server %s: %w", config.Host, err)
+	u := &upstream{target: target}
+	for _, http2 := range []bool{true, false} {
+		t, err := newRotatingTransport(config, http2, c.Log)
+		if err != nil {
+			return nil, fmt.Errorf("TLS to the Kubernetes API server %s: %w", config.Host, err)
+		}
+		u.transports = append(u.transports, t)
 	}
-	h2, h1 := newTransport(config, tlsConfig, true), newTransport(config, tlsConfig, false)
-	u := &upstream{target: target, close: func() { h2.CloseIdleConnections(); h1.CloseIdleConnections() }}
+	h2, h1 := u.transports[0], u.transports[1]
 	// Not over a connection that requests share: the API server closes those on which
 	// somebody without credentials asked.
 	u.check = askVersion(mode, h1, target)
