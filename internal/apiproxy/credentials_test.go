@@ -165,6 +165,7 @@ func TestCheckImpersonator(t *testing.T) {
 	for name, tc := range map[string]struct {
 		rules      []authorizationv1.ResourceRule
 		incomplete bool
+		all        bool // another authorizer allows everything
 		want       string
 	}{
 		"may impersonate":            {rules: []authorizationv1.ResourceRule{rule("create", "selfsubjectreviews"), rule("impersonate", "users,groups")}},
@@ -175,31 +176,51 @@ func TestCheckImpersonator(t *testing.T) {
 		"who knows":                  {incomplete: true},
 		"everything":                 {rules: []authorizationv1.ResourceRule{rule("impersonate", "users,groups"), rule("*", "*")}, want: "may do everything"},
 		"everything, and who knows":  {rules: []authorizationv1.ResourceRule{rule("*", "*")}, incomplete: true, want: "may do everything"},
+		"everything, by a webhook":   {rules: []authorizationv1.ResourceRule{rule("impersonate", "users,groups")}, incomplete: true, all: true, want: "may do everything"},
 		"impersonation of all kinds": {rules: []authorizationv1.ResourceRule{rule("impersonate", "*")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path != "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews" {
-					http.NotFound(w, r)
-					return
-				}
 				w.Header().Set("Content-Type", "application/json")
-				_ = json.NewEncoder(w).Encode(authorizationv1.SelfSubjectRulesReview{
-					TypeMeta: metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectRulesReview"},
-					Status:   authorizationv1.SubjectRulesReviewStatus{ResourceRules: tc.rules, Incomplete: tc.incomplete},
-				})
+				switch r.URL.Path {
+				case "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews":
+					_ = json.NewEncoder(w).Encode(authorizationv1.SelfSubjectRulesReview{
+						TypeMeta: metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectRulesReview"},
+						Status:   authorizationv1.SubjectRulesReviewStatus{ResourceRules: tc.rules, Incomplete: tc.incomplete},
+					})
+				case "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+					var review authorizationv1.SelfSubjectAccessReview
+					_ = json.NewDecoder(r.Body).Decode(&review)
+					asked := review.Spec.ResourceAttributes
+					review.Status.Allowed = tc.all && asked != nil && *asked == authorizationv1.ResourceAttributes{Verb: "*", Group: "*", Resource: "*"}
+					_ = json.NewEncoder(w).Encode(review)
+				default:
+					http.NotFound(w, r)
+				}
 			})
-			checkError(t, CheckImpersonator(t.Context(), api.config()), tc.want)
+			config := api.config()
+			config.ContentType = runtime.ContentTypeJSON
+			checkError(t, CheckImpersonator(t.Context(), config), tc.want)
 		})
 	}
 }
 
 func TestCheckImpersonatorFails(t *testing.T) {
-	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusUnauthorized)
-		_, _ = io.WriteString(w, "{}")
-	})
-	checkError(t, CheckImpersonator(t.Context(), api.config()), "asking the API server what the proxy may do")
+	for review, want := range map[string]string{
+		"selfsubjectrulesreviews":  "asking the API server what the proxy may do",
+		"selfsubjectaccessreviews": "asking the API server whether the proxy may do everything",
+	} {
+		t.Run(review, func(t *testing.T) {
+			api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, review) {
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = io.WriteString(w, "{}")
+			})
+			checkError(t, CheckImpersonator(t.Context(), api.config()), want)
+		})
+	}
 }
 
 // checkError checks that err is nil for "", and otherwise says want.

@@ -177,9 +177,9 @@ var errNotImpersonated = errors.New("the request does not impersonate its caller
 // impersonationGuard is the last thing before the proxy's credentials. A request
 // passes only if its context carries a caller (see withCall) and its headers
 // impersonate exactly that caller, in groups that are all its own, none of which is
-// refused, and bring no other credentials. No request of a client can get to the credentials in auth mode but
-// through it. Two others are made with them, each by a function that makes this one
-// request: upstream.check, and [CheckImpersonator].
+// refused, and bring no other credentials. No request of a client can get to the
+// credentials in auth mode except through it. Others are made with them by two functions,
+// which make no more than these: upstream.check, and [CheckImpersonator].
 type impersonationGuard struct {
 	next    http.RoundTripper
 	refused []string
