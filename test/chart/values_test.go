@@ -191,7 +191,7 @@ func TestMetricsExist(t *testing.T) {
 			known[prefix+string(m[1])] = true
 		}
 	}
-	for _, path := range []string{"dashboards/tailhelm.json", "templates/metrics-prometheusrule.yaml", "templates/_alerts.tpl"} {
+	for _, path := range []string{"dashboards/tailhelm.json", "templates/_alerts.tpl"} {
 		b, err := os.ReadFile(chart + "/" + path)
 		if err != nil {
 			t.Fatal(err)
