@@ -42,6 +42,7 @@ func TestCustomResources(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "give it in proxyGroups `tags: [\"tag:k8s\"]`, as they are") {
 		t.Errorf("an upgrade to other tags of a ProxyGroup: %v\n%s", err, out)
 	}
+	testRecorderKept(t, r, example)
 	// The operator adds the definition that an older release did not bring, and no other.
 	mustRun(t, r.Kubectl(t.Context(), "delete", "crd", "recorders.tailscale.com"))
 	add := func(name string) ([]byte, error) {
@@ -64,6 +65,22 @@ func TestCustomResources(t *testing.T) {
 	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
 
 	testShownDefinitions(t, r)
+}
+
+// testRecorderKept upgrades to other tags and another volume of a Recorder, which the API server would refuse half-way.
+func testRecorderKept(t *testing.T, r *rig, example string) {
+	t.Helper()
+	spec := func(tag, size string) []string {
+		return []string{"--values", example, "--set-json", `recorders=[{"name":"kept","spec":{"tags":["` + tag + `"],"storage":{"persistentVolumeClaim":{"size":"` + size + `"}}}}]`}
+	}
+	for range 2 { // the second finds it as it was
+		mustRun(t, r.upgrade(t.Context(), "first", "first", spec("tag:a", "10Gi")...))
+	}
+	out, err := r.upgrade(t.Context(), "first", "first", spec("tag:b", "20Gi")...).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "give it in its spec `tags: [\"tag:a\"]`, as before") || !strings.Contains(string(out), `"kept" has other storage`) {
+		t.Errorf("an upgrade to other tags and storage of a Recorder: %v\n%s", err, out)
+	}
+	mustRun(t, r.upgrade(t.Context(), "first", "first", "--values", example))
 }
 
 // testShownDefinitions runs what validate.yaml and the chart's README tell people to run: where there are no
