@@ -16,6 +16,7 @@ import (
 // open are values whose parts are names of the user's own or Kubernetes' fields, which may be left out.
 var open = []string{
 	"operatorConfig.nodeSelector", "operatorConfig.podSecurityContext", "operatorConfig.securityContext",
+	"operatorConfig.resources", "workloads.resources",
 	"operatorConfig.startupProbe", "operatorConfig.livenessProbe", "operatorConfig.readinessProbe",
 	"workloads.nodeSelector", "workloads.podSecurityContext", "workloads.securityContext",
 	"workloads.startupProbe", "workloads.livenessProbe", "workloads.readinessProbe",

@@ -64,7 +64,7 @@ proxyClass:
       tailscaleContainer:
         image: mirror.example.com/tailhelm:v2
         imagePullPolicy: IfNotPresent
-        resources: {requests: {cpu: 100m}}
+        resources: {requests: {cpu: 100m}, limits: {memory: 256Mi}}
         securityContext: {runAsGroup: 1}
         env: [{name: A, value: class}, {name: C, value: "$(POD_NAME)"}, {name: C, value: last}, {name: POD_UID, value: forged}]
 `},
@@ -106,9 +106,9 @@ recorder:
         container:
           image: mirror.example.com/tailhelm:v2
           imagePullPolicy: IfNotPresent
-          resources: {requests: {cpu: 100m}}
+          resources: {requests: {cpu: 100m}, limits: {memory: 256Mi}}
           securityContext: {runAsGroup: 1}
-          env: [{name: A, value: recorder}, {name: C, value: last}, {name: POD_UID, value: forged}, {name: RECORDINGS_DIR, value: /tmp}]
+          env: [{name: GOMEMLIMIT, value: 200MiB}, {name: A, value: recorder}, {name: C, value: last}, {name: POD_UID, value: forged}, {name: RECORDINGS_DIR, value: /tmp}]
 `},
 }
 

@@ -492,11 +492,18 @@ true
 {{- end -}}
 
 {{/*
-Topology spread constraints. One without a selector would count no pods.
+Topology spread constraints. One without a selector would count no pods. Operators that wait to take over are of no use
+on the node of the one that works.
 */}}
 {{- define "tailscale-operator.topologySpreadConstraints" -}}
 {{- $selector := dict "matchLabels" (include "tailscale-operator.selectorLabels" . | fromYaml) -}}
-{{- range .Values.operatorConfig.topologySpreadConstraints }}
+{{- $constraints := .Values.operatorConfig.topologySpreadConstraints -}}
+{{- if and (not $constraints) (gt (int .Values.operatorConfig.replicas) 1) -}}
+{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" -}}
+{{- $constraints = append $constraints (dict "maxSkew" 1 "topologyKey" . "whenUnsatisfiable" "ScheduleAnyway") -}}
+{{- end -}}
+{{- end -}}
+{{- range $constraints }}
 - {{ ternary . (merge (dict "labelSelector" $selector) .) (hasKey . "labelSelector") | toYaml | nindent 2 | trim }}
 {{- end -}}
 {{- end -}}
@@ -534,6 +541,17 @@ namespace="{{ include "tailscale-operator.namespace" . }}",tailscale_com_parent_
 {{/* What selects the samples of the release's replicas: labels of their pods, which the monitors of this chart keep. */}}
 {{- define "tailscale-operator.replicaSamples" -}}
 namespace="{{ include "tailscale-operator.namespace" . }}",app_kubernetes_io_part_of="{{ .Release.Name }}"
+{{- end -}}
+
+{{/* Not empty if Go is to keep to the limit of the container's memory. Whoever sets GOMEMLIMIT knows better. */}}
+{{- define "tailscale-operator.limitsMemory" -}}
+{{- $names := list -}}
+{{- range .Values.operatorConfig.extraEnv -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- if and (dig "limits" "memory" "" .Values.operatorConfig.resources) (not (has "GOMEMLIMIT" $names)) -}}
+true
+{{- end -}}
 {{- end -}}
 
 {{/* Longer than requests may drain, or the kubelet would cut them. */}}

@@ -85,6 +85,14 @@ ProxyClass or the Recorder, and these over the chart's.
 {{- $more = prepend $more . }}
 {{- end }}
 {{- end }}
+{{- $container := ($set.pod | default dict).tailscaleContainer | default dict }}
+{{- if and (dig "limits" "memory" "" ($container.resources | default .Values.defaults.resources | default dict)) (not (has "GOMEMLIMIT" $taken)) }}
+# Go's garbage collector works harder before the kernel ends the container.
+- name: GOMEMLIMIT
+  valueFrom:
+    resourceFieldRef:
+      resource: limits.memory
+{{- end }}
 {{- with $more }}
 {{ toYaml . }}
 {{- end }}
