@@ -30,7 +30,8 @@
 //
 //   - Headers never identify. Those that claim an identity (Authorization,
 //     Impersonate-*, X-Remote-*, Tailscale-*, forwarding headers, bearer tokens in
-//     WebSocket subprotocols) do not pass in auth mode.
+//     WebSocket subprotocols) do not pass in auth mode. Neither does Audit-Id: the proxy
+//     chooses under which ID its own log and the API server's audit log have a request.
 //   - Impersonation fails open in Kubernetes: a request that lacks Impersonate-User
 //     acts as the proxy itself. So the last thing before the credentials is a
 //     transport that compares the request with the identity that was established
@@ -47,7 +48,8 @@
 //     pages that pods serve through the API, must not act as the caller.
 //
 // A refusal is a metav1.Status in the media type that the client accepts, with a
-// sentence that says what to do: kubectl prints it.
+// sentence that says what to do: kubectl prints it. Its header Audit-Id finds its line in
+// the log.
 //
 // # Trade-offs
 //

@@ -9,9 +9,13 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
 )
 
 const (
+	// headerAuditID has the ID of a request in the audit log. The API server takes it over
+	// from the request, and makes one up only for a request without.
+	headerAuditID      = "Audit-Id"
 	headerForwardedFor = "X-Forwarded-For"
 	headerSubprotocol  = "Sec-Websocket-Protocol"
 	// bearerSubprotocol begins the WebSocket subprotocol in which browsers send a
@@ -88,6 +92,17 @@ func isImpersonation(name string) bool { return hasPrefix(name, impersonatePrefi
 // hasPrefix is strings.HasPrefix for names in which capitals do not count.
 func hasPrefix(name, prefix string) bool {
 	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
+}
+
+// auditIDOf returns the ID under which the log of this proxy and the audit log of the API
+// server have a request with header h. In ModeAuth it is a new one: a client that chose it
+// could hide what it does behind a request of somebody else. In ModeNoAuth clients may
+// choose, as they may without the proxy.
+func auditIDOf(mode Mode, h http.Header) string {
+	if id := h.Get(headerAuditID); id != "" && mode == ModeNoAuth {
+		return id
+	}
+	return string(uuid.NewUUID())
 }
 
 // impersonate makes h say that a user is calling, in groups.

@@ -74,14 +74,14 @@ var headerCases = map[string]struct {
 		send: []string{"Keep-Alive: timeout=5", "Te: gzip", "Proxy-Connection: keep-alive", "X-Private: 1", "Connection: X-Private"},
 	},
 	"headers that the proxy sets, named as hop by hop": {
-		send:   []string{"Connection: Impersonate-User, Impersonate-Group, Authorization, X-Forwarded-For", "Authorization: Bearer client"},
+		send:   []string{"Connection: Impersonate-User, Impersonate-Group, Authorization, X-Forwarded-For, Audit-Id", "Authorization: Bearer client"},
 		auth:   http.Header{"Authorization": {"Bearer " + ourToken}},
 		noauth: http.Header{},
 	},
 	"headers for the API server": {
 		send: []string{"Accept: application/json;as=Table", "Accept-Encoding: br", "User-Agent: kubectl/v1", "Audit-Id: a1", "Cookie: c=d", "If-None-Match: e"},
 		auth: http.Header{
-			"Accept": {"application/json;as=Table"}, "Accept-Encoding": {"br"}, "User-Agent": {"kubectl/v1"}, "Audit-Id": {"a1"}, "Cookie": {"c=d"}, "If-None-Match": {"e"},
+			"Accept": {"application/json;as=Table"}, "Accept-Encoding": {"br"}, "User-Agent": {"kubectl/v1"}, "Cookie": {"c=d"}, "If-None-Match": {"e"},
 		},
 		noauth: http.Header{
 			"Accept": {"application/json;as=Table"}, "Accept-Encoding": {"br"}, "User-Agent": {"kubectl/v1"}, "Audit-Id": {"a1"}, "Cookie": {"c=d"}, "If-None-Match": {"e"},
@@ -104,7 +104,14 @@ func TestHeaders(t *testing.T) {
 				} else {
 					addAll(want, tc.noauth)
 				}
-				if diff := cmp.Diff(want, api.only(t).Header, cmpopts.EquateEmpty()); diff != "" {
+				got := api.only(t).Header
+				line := r.logs.lines(t, "request", 1)[0]
+				if chosen := want.Get(headerAuditID); line["auditID"] != got.Get(headerAuditID) || chosen == "" && !isUUID(got.Get(headerAuditID)) {
+					t.Errorf("audit ID %q at the API server, %q in the log", got[headerAuditID], line["auditID"])
+				} else if chosen == "" {
+					want[headerAuditID] = got[headerAuditID]
+				}
+				if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 					t.Errorf("headers at the API server (-want +got):\n%s", diff)
 				}
 			})
@@ -116,11 +123,12 @@ func TestHeaders(t *testing.T) {
 func TestHeadersOfStreams(t *testing.T) {
 	for _, mode := range []Mode{ModeAuth, ModeNoAuth} {
 		t.Run(string(mode), func(t *testing.T) {
-			api := newAPIServer(t, echo)
+			// What answers an upgrade may be a pod's.
+			api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) { echoWith(w, r, "Audit-Id: forged\r\n") })
 			r := start(t, api, options{mode: mode})
 			s := r.stream(t, alice.Addr, http.MethodGet, "websocket",
 				"Authorization: Bearer client", "X-Remote-User: admin", "Tailscale-User-Login: admin", "X-Real-Ip: 10.0.0.1",
-				"X-Forwarded-For: 10.0.0.1", "Connection: Impersonate-User", "Sec-WebSocket-Protocol: "+bearer+", v5.channel.k8s.io")
+				"X-Forwarded-For: 10.0.0.1", "Connection: Impersonate-User, Audit-Id", "Sec-WebSocket-Protocol: "+bearer+", v5.channel.k8s.io")
 			s.ping(t)
 			want := http.Header{
 				"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, headerForwardedFor: {alice.Addr.String()},
@@ -132,7 +140,13 @@ func TestHeadersOfStreams(t *testing.T) {
 					"Impersonate-User": {alice.User}, "Impersonate-Group": alice.Groups,
 				})
 			}
-			if diff := cmp.Diff(want, api.only(t).Header); diff != "" {
+			got := api.only(t).Header
+			_ = s.Close()
+			if line := r.logs.lines(t, "request", 1)[0]; line["auditID"] != got.Get(headerAuditID) || !isUUID(got.Get(headerAuditID)) {
+				t.Errorf("audit ID %q at the API server, %q in the log", got[headerAuditID], line["auditID"])
+			}
+			delete(got, headerAuditID)
+			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("headers at the API server (-want +got):\n%s", diff)
 			}
 			if got := api.only(t).Proto; got != "HTTP/1.1" {

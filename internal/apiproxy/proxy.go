@@ -120,7 +120,7 @@ func (p *Proxy) Watch(ctx context.Context) { p.calls.watch(ctx, p.config.Peers) 
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, end := context.WithCancelCause(r.Context())
 	defer end(nil)
-	c := &call{start: time.Now(), kind: KindREST, end: end}
+	c := &call{start: time.Now(), auditID: auditIDOf(p.config.Mode, r.Header), kind: KindREST, end: end}
 	seen := &responseWriter{ResponseWriter: w, ctx: ctx}
 	done := func() {}
 	defer func() { done() }()                                   // the call is over when its line is written
@@ -221,6 +221,7 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	h := pr.Out.Header
 	dropProxyClaims(h)
 	h[headerForwardedFor] = []string{c.addr.String()}
+	h[headerAuditID] = []string{c.auditID} // known from here on, even if no answer comes
 	if p.config.Mode == ModeAuth {
 		dropCredentials(h)
 		impersonate(h, c.caller.User, c.groups)
@@ -234,6 +235,11 @@ func (p *Proxy) answer(r *http.Response) error {
 	c := callFrom(r.Request.Context())
 	if c.ambient {
 		isolate(r.Header)
+	}
+	// Another ID than ours comes from an API server behind something that drops ours. After an
+	// upgrade, the header is one of whatever runs in the pod.
+	if id := r.Header.Get(headerAuditID); id != "" && r.StatusCode != http.StatusSwitchingProtocols {
+		c.auditID = id
 	}
 	if c.kind == KindWatch && r.StatusCode == http.StatusOK {
 		r.Body = p.calls.watching(c, r.Body)
@@ -295,9 +301,12 @@ func refuseDefect(label, message string, cause error) *refusal {
 	}
 }
 
-// refuse answers r with f.
+// refuse answers r with f. The header alone has the audit ID: a message that is another one
+// each time cannot be counted, and makes controllers that keep it in a status write again and
+// again.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *call, f *refusal) {
 	c.refused = f
+	w.Header().Set(headerAuditID, c.auditID)
 	p.config.Metrics.refuse(f)
 	if err := f.write(w, r); err != nil {
 		p.config.Log.DebugContext(r.Context(), "writing a refusal", "error", err)

@@ -58,10 +58,8 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 		slog.Float64("seconds", whole.Seconds()),
 		slog.Int64("bytes", seen.sent.Load()),
 		slog.Int64("bytesReceived", seen.received.Load()),
-		slog.String("userAgent", r.UserAgent()))
-	if id := seen.Header().Get("Audit-Id"); id != "" {
-		attrs = append(attrs, slog.String("auditID", id))
-	}
+		slog.String("userAgent", r.UserAgent()),
+		slog.String("auditID", c.auditID))
 	for i, a := range attrs { // whoever chose it
 		if a.Value.Kind() == slog.KindString {
 			attrs[i].Value = slog.StringValue(clip(a.Value.String()))

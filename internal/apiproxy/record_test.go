@@ -25,7 +25,7 @@ func (r *rig) logged(t *testing.T) map[string]any {
 	t.Helper()
 	line := r.logs.lines(t, "request", 1)[0]
 	maps.DeleteFunc(line, func(name string, _ any) bool {
-		return slices.Contains([]string{"time", "level", "msg", "seconds"}, name)
+		return slices.Contains([]string{"time", "level", "msg", "seconds", "auditID"}, name)
 	})
 	return line
 }

@@ -60,6 +60,8 @@ func (r *rig) checkRefusal(t *testing.T, res *http.Response, body string, code i
 	}
 	if line := r.logs.lines(t, "request", 1)[0]; line["refused"] != label || line["code"] != float64(code) {
 		t.Errorf("logged as %v, want refused=%s", line, label)
+	} else if id := res.Header.Get(headerAuditID); line["auditID"] != id || !isUUID(id) {
+		t.Errorf("logged as %v, and the audit ID of the answer is %q", line, id)
 	}
 }
 

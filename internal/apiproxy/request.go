@@ -81,9 +81,11 @@ func isUpgrade(r *http.Request) bool {
 
 // call is one request on its way through the proxy.
 type call struct {
-	start  time.Time
-	addr   netip.Addr // the peer
-	caller identity.Identity
+	start time.Time
+	// auditID names the call in logs: see auditIDOf.
+	auditID string
+	addr    netip.Addr // the peer
+	caller  identity.Identity
 	// groups are those in which the caller is impersonated, and narrowed says that they are
 	// not all of its own: see narrow.
 	groups   []string

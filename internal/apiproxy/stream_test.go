@@ -18,14 +18,17 @@ import (
 
 // echo answers an upgrade with 101 and sends back every byte; when the client
 // ends its direction, it says goodbye and ends its own.
-func echo(w http.ResponseWriter, r *http.Request) {
+func echo(w http.ResponseWriter, r *http.Request) { echoWith(w, r, "") }
+
+// echoWith is echo with further header lines in the answer.
+func echoWith(w http.ResponseWriter, r *http.Request, lines string) {
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	defer func() { _ = conn.Close() }()
-	_, _ = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", r.Header.Get("Upgrade"))
+	_, _ = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s\r\n", r.Header.Get("Upgrade"), lines)
 	if _, err := io.Copy(conn, buffered); err == nil {
 		_, _ = io.WriteString(conn, "goodbye")
 	}

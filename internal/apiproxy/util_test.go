@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"maps"
+	"regexp"
 	"slices"
 	"testing"
 	"time"
@@ -19,6 +20,10 @@ import (
 func pemOf(cert *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 }
+
+var uuidPattern = regexp.MustCompile("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+
+func isUUID(s string) bool { return uuidPattern.MatchString(s) }
 
 // series is one time series of a metric. The value of a histogram is how often it
 // was observed.
