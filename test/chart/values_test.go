@@ -194,6 +194,7 @@ func TestMetricsExist(t *testing.T) {
 	for path, prefix := range map[string]string{
 		"internal/apiproxy/metrics.go": "tailhelm_apiproxy_", "internal/cli/serve.go": "tailhelm_",
 		"internal/recorder/handler.go": "tailhelm_recorder_", "internal/cli/recorder.go": "tailhelm_recorder_",
+		"internal/health/metrics.go": "",
 	} {
 		b, err := os.ReadFile(root + "/" + path)
 		if err != nil {
@@ -201,6 +202,9 @@ func TestMetricsExist(t *testing.T) {
 		}
 		for _, m := range regexp.MustCompile(`(?:Name: |gauge\()"([a-z_]+)"`).FindAllSubmatch(b, -1) {
 			known[prefix+string(m[1])] = true
+		}
+		for _, m := range regexp.MustCompile(`"(tailhelm_[a-z_]+)"`).FindAllSubmatch(b, -1) {
+			known[string(m[1])] = true
 		}
 	}
 	for _, path := range []string{"dashboards/tailhelm.json", "templates/_alerts.tpl"} {
