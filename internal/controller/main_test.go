@@ -97,7 +97,7 @@ func newCluster(ctx context.Context, cluster *kubernetes.Cluster) (client.Client
 	if err != nil {
 		return nil, err
 	}
-	return c, waitForCRDs(ctx, d, log)
+	return c, waitForKinds(ctx, d, New(Config{Log: log}).waits, kindProxyGroup, kindProxyClass)
 }
 
 // writeWorkloads writes into dir what the chart mounts into the operator's pod.

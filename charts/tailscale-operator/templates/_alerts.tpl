@@ -169,7 +169,7 @@ label that tells apart what a description sends people to (the same, or "pod"); 
       The reason is {{ "{{ $labels.reason }}" }}. Only callers whose grants have enforceRecorder are refused. `kubectl get recorders` shows whether
       the recorders are ready; the log of the pods says which were asked, and why they did not take it.
 - alert: {{ .name }}IdentityFailing
-  expr: {{ include "tailscale-operator.refused" (dict "by" $by "samples" .samples "reasons" "credentials_unavailable|identity_unavailable|not_impersonated") }}
+  expr: {{ include "tailscale-operator.refused" (dict "by" $by "samples" .samples "reasons" "credentials_unavailable|identity_unavailable|not_impersonated|not_recorded") }}
   severity: critical
   annotations:
     summary: The {{ .what }} refuses people because it cannot tell who they are, or cannot act as them.
