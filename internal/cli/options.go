@@ -10,11 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
@@ -113,11 +113,9 @@ func fixedKey(env environment, file string) (tailnet.Keys, error) {
 	return nil, nil //nolint:nilnil // none was given
 }
 
-// hostnamePattern is a DNS label (RFC 1123), which a device's name must be.
-var hostnamePattern = regexp.MustCompile("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-
+// validHostname checks the form of a device's name.
 func validHostname(setting, value string) error {
-	if !hostnamePattern.MatchString(value) {
+	if len(validation.IsDNS1123Label(value)) > 0 {
 		return badSetting(setting, value, "give a DNS label: up to 63 of a-z, 0-9 and '-', not at the ends")
 	}
 	return nil

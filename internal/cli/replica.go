@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
 	"tailscale.com/tailcfg"
+	"tailscale.com/tstime"
 
 	"github.com/tailhelm/tailhelm/internal/apiproxy"
 	"github.com/tailhelm/tailhelm/internal/health"
@@ -184,11 +185,6 @@ func (r *replica) withdraw(ctx context.Context, settle func(context.Context)) er
 	if err := r.service.Withdraw(ctx, settle); err != nil {
 		return err
 	}
-	timer := time.NewTimer(r.withdrawDelay)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
+	tstime.Sleep(ctx, r.withdrawDelay)
 	return nil
 }

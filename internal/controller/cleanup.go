@@ -49,7 +49,8 @@ type Cleanup struct {
 	Operator string
 	// StateSecret holds the state of the operator's own device.
 	StateSecret string
-	// Timeout bounds the whole. After half of it, what is in the tailnet may stay there;
+	// Timeout bounds the whole, of which the last quarter, at most a minute, is for the
+	// operator's device. After half of it, what is in the tailnet may stay there;
 	// after three quarters, groups go without their operator.
 	Timeout time.Duration
 
@@ -75,7 +76,9 @@ func (c Cleanup) Run(ctx context.Context) error {
 	if c.core, err = typedcorev1.NewForConfig(c.Cluster); err != nil {
 		return fmt.Errorf("a client for the API server: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	whole, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(whole, c.Timeout-min(c.Timeout/4, time.Minute))
 	defer cancel()
 	if err := c.deleteParents(ctx); err != nil {
 		return err
@@ -83,7 +86,7 @@ func (c Cleanup) Run(ctx context.Context) error {
 	if err := c.stopOperator(ctx); err != nil {
 		return err
 	}
-	return c.deleteDevice(ctx)
+	return c.deleteDevice(whole)
 }
 
 // parents returns the ProxyGroups and Recorders of the operator.
@@ -225,8 +228,6 @@ func (c Cleanup) stopOperator(ctx context.Context) error {
 // deleteDevice deletes the operator's own device, and its state. The state of a device
 // that cannot be deleted stays: with it, the next installation is that device, and can delete it.
 func (c Cleanup) deleteDevice(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
 	secret := &corev1.Secret{}
 	err := c.client.Get(ctx, types.NamespacedName{Namespace: c.Namespace, Name: c.StateSecret}, secret)
 	if apierrors.IsNotFound(err) {

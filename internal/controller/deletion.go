@@ -64,7 +64,9 @@ func (f *fleet) takeApart(ctx context.Context) (left string, err error) {
 	if err := f.leaveTailnet(ctx); err != nil {
 		left := f.leftovers()
 		if !f.mayAbandon() {
-			_ = f.noteAPI(err)
+			if other := f.noteAPI(err); other != nil {
+				return "", other
+			}
 			return fmt.Sprintf("still in the tailnet: %s. %v. It is tried again until %s; to leave it there at once, annotate this %s with %s=true",
 				left, err, f.abandonAt().UTC().Format(time.RFC3339), f.kind.name, annotationAbandon), nil
 		}
@@ -106,8 +108,7 @@ func (f *fleet) leaveTailnet(ctx context.Context) error {
 			f.revoke(ctx, r.config.Annotations[annotationKeyID])
 		}
 	}
-	api, _ := firstAPI(errs...)
-	return api
+	return errors.Join(errs...)
 }
 
 // leftovers names what the parent has in the tailnet.

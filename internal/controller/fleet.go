@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -93,17 +93,13 @@ type fleet struct {
 
 // newFleet returns a look at the replicas of object, whose devices have tags.
 func (o *operator) newFleet(k kind, object parent, tags []string) *fleet {
-	controller, block := true, true
-	tags = slices.Compact(slices.Sorted(slices.Values(tags)))
+	tags = sets.List(sets.New(tags...))
 	return &fleet{
 		operator: o, kind: k, parent: object, seen: copyOf(object), tags: tags, noKey: map[int]time.Time{},
 		set: workload.Set{
 			Client: o.client, Live: o.live, Namespace: o.config.Namespace,
 			Labels: map[string]string{labelManaged: "true", labelParentType: k.label, labelParent: object.GetName()},
-			Owner: metav1.OwnerReference{
-				APIVersion: v1alpha1.GroupVersion.String(), Kind: k.name, Name: object.GetName(), UID: object.GetUID(),
-				Controller: &controller, BlockOwnerDeletion: &block,
-			},
+			Owner:  *metav1.NewControllerRef(object, v1alpha1.GroupVersion.WithKind(k.name)),
 		},
 		current: func(replica) bool { return true },
 		leave:   func(context.Context) error { return nil },

@@ -136,7 +136,7 @@ func (f *fleet) observe(ctx context.Context) error {
 	f.shared = nil
 	for i := range secrets.Items {
 		s := &secrets.Items[i]
-		if owner := metav1.GetControllerOf(s); owner == nil || owner.UID != f.parent.GetUID() {
+		if !metav1.IsControlledBy(s, f.parent) {
 			continue // an earlier parent's: making ours will say so
 		}
 		if s.Name == f.sharedName {

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
 	"github.com/tailhelm/tailhelm/internal/tailapi"
@@ -105,11 +106,7 @@ func (p *pass) settleService(ctx context.Context, existing *tailapi.Service, wan
 
 // asWanted reports whether a Service of ours needs no repair.
 func (p *pass) asWanted(s *tailapi.Service) bool {
-	return sameSet(s.Tags, p.tags) && sameSet(s.Ports, servicePorts) && s.Annotations[ownerAnnotation] == p.self().annotation()
-}
-
-func sameSet(a, b []string) bool {
-	return slices.Equal(slices.Compact(slices.Sorted(slices.Values(a))), slices.Compact(slices.Sorted(slices.Values(b))))
+	return sets.New(s.Tags...).Equal(sets.New(p.tags...)) && sets.New(s.Ports...).Equal(sets.New(servicePorts...)) && s.Annotations[ownerAnnotation] == p.self().annotation()
 }
 
 // putService writes a Service as the group wants it; what else it has stays. It is

@@ -7,9 +7,9 @@ import (
 	"context"
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/util/sets"
 	tailscale "tailscale.com/client/tailscale/v2"
 )
 
@@ -30,10 +30,8 @@ type DeviceIdentity struct {
 
 // Equal reports whether two identities are the same, whatever the order of tags.
 func (d DeviceIdentity) Equal(other DeviceIdentity) bool {
-	return d.Hostname == other.Hostname && slices.Equal(sorted(d.Tags), sorted(other.Tags))
+	return d.Hostname == other.Hostname && sets.New(d.Tags...).Equal(sets.New(other.Tags...))
 }
-
-func sorted(tags []string) []string { return slices.Compact(slices.Sorted(slices.Values(tags))) }
 
 // OwnDevice is a device that the tailnet says is the caller's: one that may be deleted.
 // An ID alone may not be, because those who tell IDs are not to be trusted. Only
@@ -76,7 +74,7 @@ func (c *Client) OwnDevice(ctx context.Context, id string, own func(DeviceIdenti
 	} else if err != nil {
 		return nil, err
 	}
-	is := DeviceIdentity{Hostname: d.Hostname, Tags: sorted(d.Tags)}
+	is := DeviceIdentity{Hostname: d.Hostname, Tags: sets.List(sets.New(d.Tags...))}
 	if d.NodeID != id || len(is.Tags) == 0 || !own(is) {
 		return nil, &NotOwnError{ID: id, Is: is}
 	}

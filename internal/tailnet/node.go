@@ -22,6 +22,7 @@ import (
 	"tailscale.com/ipn/store"
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
+	"tailscale.com/tstime"
 	"tailscale.com/types/key"
 	"tailscale.com/types/views"
 	"tailscale.com/wgengine/filter"
@@ -320,12 +321,8 @@ func (n *Node) await(ctx context.Context, condition func(status) bool) error {
 
 // pause waits for d or until ctx is done.
 func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
+	if !tstime.Sleep(ctx, d) {
 		return ctx.Err()
-	case <-t.C:
-		return nil
 	}
+	return nil
 }

@@ -56,7 +56,7 @@ func (k *SecretKeys) AuthKey(ctx context.Context) (string, error) {
 		k.given = key
 		return key, nil
 	case wait.Interrupted(err) && ctx.Err() == nil:
-		return "", errors.New("waiting for the operator to issue an auth key: the conditions of the ProxyGroup and the operator's log say what keeps it from that")
+		return "", errors.New("waiting for the operator to issue an auth key: the conditions of the ProxyGroup or Recorder and the operator's log say what keeps it from that")
 	}
 	return "", err
 }
