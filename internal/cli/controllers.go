@@ -92,7 +92,7 @@ func controllerChecks(c *controller.Controllers) []health.Check {
 	if c == nil {
 		return nil
 	}
-	return []health.Check{{Name: "controllers", Warn: c.Warning}, {Name: "tailscaleapi", Warn: c.APIWarning}}
+	return []health.Check{{Name: health.CheckControllers, Warn: c.Warning}, {Name: health.CheckTailscaleAPI, Warn: c.APIWarning}}
 }
 
 // withControllers returns the metrics of a registry and those of the controllers, which

@@ -158,7 +158,7 @@ func (o *operatorOptions) idle(ctx context.Context, controllers *controller.Cont
 		return badSetting("--metrics-address", o.metricsAddress, err.Error())
 	}
 	log.InfoContext(ctx, "the API server proxy of the operator's own pod is off (APISERVER_PROXY)")
-	checks := append([]health.Check{{Name: "ping"}}, controllerChecks(controllers)...)
+	checks := append([]health.Check{{Name: health.CheckPing}}, controllerChecks(controllers)...)
 	registry := newRegistry()
 	registry.MustRegister(health.NewCollector("tailhelm_operator_ready", "1 while /readyz says that the operator is ready.", checks...))
 	var metrics prometheus.Gatherer = registry

@@ -298,19 +298,19 @@ func (s *recorderService) serve(ctx context.Context) error {
 // checks returns what must hold for the recorder to be ready.
 func (s *recorderService) checks(ctx context.Context) []health.Check {
 	return []health.Check{
-		{Name: checkShutdown, Check: func(context.Context) error {
+		{Name: health.CheckShutdown, Check: func(context.Context) error {
 			if ctx.Err() != nil {
 				return errors.New("shutting down")
 			}
 			return nil
 		}},
-		{Name: "tailnet", Check: s.node.Ready, Warn: s.node.Warning},
-		{Name: "listening", Check: func(context.Context) error {
+		{Name: health.CheckTailnet, Check: s.node.Ready, Warn: s.node.Warning},
+		{Name: health.CheckListening, Check: func(context.Context) error {
 			if !s.listening.Load() {
 				return errors.New("not listening on the tailnet yet")
 			}
 			return nil
 		}},
-		{Name: "disk", Check: s.store.Ready},
+		{Name: health.CheckDisk, Check: s.store.Ready},
 	}
 }

@@ -164,7 +164,7 @@ func (o *replicaOptions) upstream(mode apiproxy.Mode, cluster *rest.Config, clie
 func (r *replica) run(ctx context.Context, checks []health.Check) error {
 	others := make([]health.Check, 0, len(checks))
 	for _, c := range checks {
-		if c.Name != checkService {
+		if c.Name != health.CheckService {
 			others = append(others, c)
 		}
 	}

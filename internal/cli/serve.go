@@ -35,12 +35,6 @@ const (
 	impersonatorLifetime = time.Minute
 )
 
-// Names of readiness checks that others than their reader know.
-const (
-	checkShutdown = "shutdown"
-	checkService  = "service"
-)
-
 // certificates are a source of the server's certificate.
 type certificates interface {
 	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
@@ -180,34 +174,34 @@ func (s *service) serveTailnet(ctx context.Context) error {
 // newChecks returns what must hold for the proxy to be ready.
 func (s *service) newChecks() []health.Check {
 	checks := []health.Check{
-		{Name: checkShutdown, Check: func(context.Context) error {
+		{Name: health.CheckShutdown, Check: func(context.Context) error {
 			if s.draining.Load() {
 				return errors.New("shutting down")
 			}
 			return nil
 		}},
-		{Name: "tailnet", Check: s.node.Ready, Warn: s.node.Warning},
+		{Name: health.CheckTailnet, Check: s.node.Ready, Warn: s.node.Warning},
 	}
 	if s.certs != nil {
-		checks = append(checks, health.Check{Name: "certificate", Check: s.certs.Ready, Warn: s.certs.Warning})
+		checks = append(checks, health.Check{Name: health.CheckCertificate, Check: s.certs.Ready, Warn: s.certs.Warning})
 	}
 	checks = append(checks,
-		health.Check{Name: "listening", Check: func(context.Context) error {
+		health.Check{Name: health.CheckListening, Check: func(context.Context) error {
 			if !s.listening.Load() {
 				return errors.New("not listening on the tailnet yet")
 			}
 			return nil
 		}},
-		health.Cached(health.Check{Name: "apiserver", Check: s.proxy.CheckReachable}, reachableLifetime))
+		health.Cached(health.Check{Name: health.CheckAPIServer, Check: s.proxy.CheckReachable}, reachableLifetime))
 	if s.mode == apiproxy.ModeAuth {
-		checks = append(checks, health.Cached(health.Check{Name: "impersonator", Check: func(ctx context.Context) error {
+		checks = append(checks, health.Cached(health.Check{Name: health.CheckImpersonator, Check: func(ctx context.Context) error {
 			return apiproxy.CheckImpersonator(ctx, s.upstream)
 		}}, impersonatorLifetime))
 	}
 	if s.replica != nil {
-		checks = append(checks, health.Check{Name: checkService, Check: s.replica.service.Ready})
+		checks = append(checks, health.Check{Name: health.CheckService, Check: s.replica.service.Ready})
 	} else {
-		checks = append(checks, health.Check{Name: "name", Warn: s.node.NameWarning}) // kubeconfigs have it
+		checks = append(checks, health.Check{Name: health.CheckName, Warn: s.node.NameWarning}) // kubeconfigs have it
 	}
 	return append(checks, controllerChecks(s.controllers)...)
 }
@@ -222,7 +216,7 @@ func (s *service) serveHealth(ctx context.Context, l net.Listener) error {
 }
 
 func serveHealth(ctx context.Context, log *slog.Logger, l net.Listener, metrics prometheus.Gatherer, checks ...health.Check) error {
-	live, ready := health.Handler("livez", health.Check{Name: "ping"}), health.Handler("readyz", checks...)
+	live, ready := health.Handler("livez", health.Check{Name: health.CheckPing}), health.Handler("readyz", checks...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /livez", live)
 	mux.Handle("GET /livez/{name}", live)

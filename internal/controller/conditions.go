@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
+	"github.com/tailhelm/tailhelm/internal/health"
 )
 
 // Reasons of our own.
@@ -54,8 +55,8 @@ func (p *pass) setConditions(failed error) {
 		p.condition(v1alpha1.KubeAPIServerProxyConfigured, metav1.ConditionFalse, v1alpha1.ReasonKubeAPIServerProxyNoBackends, configured)
 	}
 
-	p.setByCheck(v1alpha1.ServiceApproved, checkService, "Approved", "NotApproved", "the tailnet routes "+p.serviceName()+" to the replicas", p.approvalHint())
-	p.setByCheck(v1alpha1.CertificateReady, checkCertificate, "CertificateLoaded", "CertificateMissing", "the replicas have a valid certificate", "")
+	p.setByCheck(v1alpha1.ServiceApproved, health.CheckService, "Approved", "NotApproved", "the tailnet routes "+p.serviceName()+" to the replicas", p.approvalHint())
+	p.setByCheck(v1alpha1.CertificateReady, health.CheckCertificate, "CertificateLoaded", "CertificateMissing", "the replicas have a valid certificate", "")
 	p.setAPI(p.invalid == "" && p.owns(p.serviceName()))
 	p.setReady(failed, ready)
 	p.setURL(ready)

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
+	"github.com/tailhelm/tailhelm/internal/health"
 	"github.com/tailhelm/tailhelm/internal/tailapi"
 )
 
@@ -92,7 +93,7 @@ func (f *fleet) missing() string {
 
 // firstCheck returns what fails first, in the order in which a replica comes up.
 func firstCheck(checks map[string]string) string {
-	for _, name := range []string{"shutdown", checkTailnet, checkCertificate, "apiserver", "impersonator", "listening", checkService} {
+	for _, name := range health.Order {
 		if reason := checks[name]; reason != "" {
 			return name + ": " + reason
 		}

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/tailhelm/tailhelm/internal/health"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
 
@@ -45,7 +46,7 @@ func (r replica) live() bool {
 
 // running reports whether the replica is a device of the tailnet now.
 func (r replica) running() bool {
-	return r.live() && r.deviceID() != "" && r.checks()[checkTailnet] == ""
+	return r.live() && r.deviceID() != "" && r.checks()[health.CheckTailnet] == ""
 }
 
 // ready reports whether the replica can be reached now, as one of those that the
@@ -55,13 +56,6 @@ func (f *fleet) ready(r replica) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
 }
-
-// Names of a replica's checks that become conditions.
-const (
-	checkTailnet     = "tailnet"
-	checkCertificate = "certificate"
-	checkService     = "service"
-)
 
 // checks returns the readiness checks that fail, with the reasons; nil when the replica
 // has not told yet. It is what the replica says, made fit to be shown.

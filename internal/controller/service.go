@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
+	"github.com/tailhelm/tailhelm/internal/health"
 	"github.com/tailhelm/tailhelm/internal/tailapi"
 )
 
@@ -56,7 +57,7 @@ func (p *pass) mustVerify(wanted string) bool {
 	last := p.groups.verified[p.group.UID]
 	p.groups.mu.Unlock()
 	age := p.config.timing.resync
-	if slices.ContainsFunc(p.wanted(), func(r replica) bool { return r.running() && r.checks()[checkService] != "" }) {
+	if slices.ContainsFunc(p.wanted(), func(r replica) bool { return r.running() && r.checks()[health.CheckService] != "" }) {
 		age = p.config.timing.suspect
 	}
 	if last.wanted != wanted || !p.owns(p.serviceName()) || time.Since(last.at) >= age {
