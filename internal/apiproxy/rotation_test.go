@@ -193,12 +193,11 @@ func TestRotatedCA(t *testing.T) {
 	r.mustAnswer(t, http.StatusServiceUnavailable)
 }
 
-// Data in the configuration is no file.
+// Data in the configuration takes precedence over a file, which need not exist.
 func TestCADataIsNotRotated(t *testing.T) {
 	files, old := newTLSFiles(t), newAuthority(t)
 	api := newRotatingServer(t)
 	api.serve(t, old)
-	put(t, files.ca, pemOf(newAuthority(t).cert))
 	r := start(t, api.apiServer, options{config: &rest.Config{Host: api.URL, TLSClientConfig: rest.TLSClientConfig{CAFile: files.ca, CAData: pemOf(old.cert)}}})
 	r.rotate(true)
 	r.mustAnswer(t, http.StatusOK)
