@@ -227,6 +227,7 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 		impersonate(h, c.caller.User, c.groups)
 		p.config.Metrics.impersonate(c.caller)
 	}
+	markUpload(pr.Out)
 	makeReplayable(pr.Out)
 }
 
@@ -264,7 +265,7 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if rec := c.recording; rec != nil && rec.began && rec.err == nil {
 		rec.err = rec.to.BreakOff(err) // a session that the client does not get
 	}
-	f := failure(context.Cause(r.Context()), err)
+	f := failure(r, err)
 	if f == nil {
 		w.WriteHeader(statusClientClosed) // for the log: nobody is there to read it
 		return
@@ -272,10 +273,12 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p.refuse(w, r, c, f)
 }
 
-// failure returns what a client is told whose request failed with err, after its call
-// was ended by cause if that is not nil. It returns nil if the client has gone.
-func failure(cause, err error) *refusal {
+// failure returns what a client is told whose request r failed with err. It returns nil if
+// the client has gone.
+func failure(r *http.Request, err error) *refusal {
 	var f *refusal
+	var upload *uploadError
+	cause := context.Cause(r.Context()) // of the call's end, if something ended it
 	switch {
 	case errors.As(cause, &f), errors.As(err, &f): // ended from outside, or by us
 		return f
@@ -283,6 +286,13 @@ func failure(cause, err error) *refusal {
 		return refuseUnavailable(reasonDraining, "The proxy is shutting down. Try again.", err)
 	case cause != nil:
 		return nil
+	case errors.As(err, &upload):
+		if upload.gone {
+			return nil
+		}
+		return refuseBadRequest("The body of the request cannot be read: it is not in the chunks that its header announces.", err)
+	case asksForNoProtocol(r):
+		return refuseBadRequest("The header Upgrade names no protocol: it has other characters than those of ASCII.", err)
 	case errors.Is(err, errNotImpersonated):
 		return refuseDefect(reasonNotImpersonated, "The proxy was about to send this request without saying who is calling, and did not send it.", err)
 	case errors.Is(err, errNotRecorded):

@@ -1,0 +1,54 @@
+// Copyright The Tailhelm Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package apiproxy
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+)
+
+// uploadError is an error of reading a request's body from the client. Transports return
+// it as if it were one of reaching the API server.
+type uploadError struct {
+	cause error
+	// gone means that the client has left. Otherwise it has sent what is no body.
+	gone bool
+}
+
+// Error returns what the cause says.
+func (e *uploadError) Error() string { return "reading the request's body: " + e.cause.Error() }
+
+// Unwrap returns the cause.
+func (e *uploadError) Unwrap() error { return e.cause }
+
+// markUpload makes errors of reading the body of r uploadErrors.
+func markUpload(r *http.Request) {
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &upload{ReadCloser: r.Body, http2: r.ProtoMajor >= 2}
+	}
+}
+
+type upload struct {
+	io.ReadCloser
+	http2 bool // over HTTP/2, a body that is not whole ends with its stream
+}
+
+// Read returns an uploadError for any error except io.EOF.
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		var network net.Error
+		err = &uploadError{cause: err, gone: u.http2 || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &network)}
+	}
+	return n, err
+}
+
+// asksForNoProtocol reports whether r asks for an upgrade to something that can be no
+// name of a protocol. The reverse proxy sends no such request.
+func asksForNoProtocol(r *http.Request) bool {
+	return isUpgrade(r) && strings.ContainsFunc(r.Header.Get("Upgrade"), func(c rune) bool { return c < ' ' || c > '~' })
+}
