@@ -5,6 +5,7 @@ package apiproxy
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -77,22 +78,29 @@ func (c *memoryConn) RemoteAddr() net.Addr { return c.peer }
 // memoryRig is a Proxy and Server in memory, in plain HTTP.
 type memoryRig struct {
 	proxy  *memoryListener
+	peers  *fakePeers
 	logs   *logBuffer
 	stop   context.CancelFunc
 	served chan error
 }
 
-// startInMemory starts a proxy in front of an API server with handler. Both end
-// with the test.
+// startInMemory starts a proxy in mode noauth in front of an API server with handler.
+// Both end with the test.
 func startInMemory(t *testing.T, handler http.HandlerFunc, drainTimeout time.Duration) *memoryRig {
 	t.Helper()
-	r := &memoryRig{proxy: newMemoryListener(), logs: newLogBuffer(), served: make(chan error, 1)}
+	return startInMemoryAs(t, ModeNoAuth, handler, drainTimeout)
+}
+
+// startInMemoryAs is startInMemory in any mode. "" is noauth.
+func startInMemoryAs(t *testing.T, mode Mode, handler http.HandlerFunc, drainTimeout time.Duration) *memoryRig {
+	t.Helper()
+	r := &memoryRig{proxy: newMemoryListener(), peers: newFakePeers(alice, bob), logs: newLogBuffer(), served: make(chan error, 1)}
 	log, metrics := slog.New(slog.NewJSONHandler(r.logs, nil)), NewMetrics(prometheus.NewRegistry())
 	l := newMemoryListener()
 	api := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
 	go func() { _ = api.Serve(l) }()
 	proxy, err := New(Config{
-		Mode: ModeNoAuth, Peers: newFakePeers(alice, bob), Name: func() string { return deviceName }, Log: log, Metrics: metrics,
+		Mode: cmp.Or(mode, ModeNoAuth), Peers: r.peers, Name: func() string { return deviceName }, Log: log, Metrics: metrics,
 		Upstream: &rest.Config{
 			Host:  "http://api",
 			Dial:  func(context.Context, string, string) (net.Conn, error) { return l.dial(alice.Addr) },

@@ -9,19 +9,28 @@ import (
 	"time"
 )
 
-// farewell is how long a client may take to read the end of an answer: after its
-// call was ended, or when the handler is done with it.
-const farewell = 5 * time.Second
+const (
+	// farewell is how long a client may take to read the end of an answer: after its call
+	// was ended, or when the handler is done with it.
+	farewell = 5 * time.Second
+	// lastUpload is how long a client may take then to send the rest of a body that nobody
+	// wants. net/http reads it before it sends the answer, so it must leave time for that.
+	lastUpload = 3 * time.Second
+)
 
-// boundWrites keeps a client that does not read from holding a call beyond its
-// end. When ctx is done, a write that waits for the client fails after farewell; so
-// does the flush of what is left when the handler returns, to which end, the
-// function that boundWrites returns, must be deferred.
-func boundWrites(ctx context.Context, w http.ResponseWriter) (end func()) {
-	response, called := http.NewResponseController(w), make(chan struct{})
-	// A connection that was taken over for a stream has no such deadline; it is
-	// closed when ctx is done.
-	limit := func() { _ = response.SetWriteDeadline(time.Now().Add(farewell)) }
+// boundClient keeps a client that does not read, or does not send the body that it has
+// announced, from holding the call of r beyond its end. When ctx is done, a write that waits
+// for the client fails after farewell, and a read after lastUpload; so does what net/http
+// does with the rest of answer and body when the handler returns, to which end, the
+// function that boundClient returns, must be deferred.
+func boundClient(ctx context.Context, w http.ResponseWriter, r *http.Request) (end func()) {
+	called := make(chan struct{})
+	limit := func() {
+		// A connection that was taken over for a stream has no such deadline; it is
+		// closed when ctx is done.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(farewell))
+		boundUpload(w, r)
+	}
 	stop := context.AfterFunc(ctx, func() {
 		defer close(called)
 		limit()
@@ -31,5 +40,14 @@ func boundWrites(ctx context.Context, w http.ResponseWriter) (end func()) {
 			<-called // net/http does not allow the call after the handler's return
 		}
 		limit()
+	}
+}
+
+// boundUpload lets reading the rest of r's body fail after lastUpload.
+func boundUpload(w http.ResponseWriter, r *http.Request) {
+	// Without a body, net/http reads ahead to see whether the client goes away. A deadline
+	// would look as if it had.
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lastUpload))
 	}
 }

@@ -125,7 +125,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	done := func() {}
 	defer func() { done() }()                                   // the call is over when its line is written
 	defer func() { p.record(c, r, seen, context.Cause(ctx)) }() // also when the reverse proxy panics to abort the response
-	defer boundWrites(ctx, w)()
+	defer boundClient(ctx, w, r)()
 	if f := p.admit(ctx, c, r); f != nil {
 		p.refuse(seen, r, c, f)
 		return
@@ -318,6 +318,7 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *call, f *refus
 	c.refused = f
 	w.Header().Set(headerAuditID, c.auditID)
 	p.config.Metrics.refuse(f)
+	boundUpload(w, r)
 	if err := f.write(w, r); err != nil {
 		p.config.Log.DebugContext(r.Context(), "writing a refusal", "error", err)
 	}
