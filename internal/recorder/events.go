@@ -4,17 +4,31 @@
 package recorder
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
-// events ends the names of files with events: one JSON object a line, a file a day.
 const (
+	// events ends the names of files with events: one JSON object a line, a file a day.
 	events  = ".events.jsonl"
 	nameDay = "20060102"
+	// maxEvent bounds an event. Other proxies put the bodies of requests into theirs.
+	maxEvent = 4 << 20
+	// eventTimeout is how long an event may wait for others, and how long it may take to come.
+	// Senders do not wait longer.
+	eventTimeout = 10 * time.Second
+	// maxEvents and maxEventsPerDevice bound the events that are held at a time.
+	maxEvents          = 64
+	maxEventsPerDevice = 8
 )
 
 // appendEvent keeps an event of a device. It returns when that is on the disk.
@@ -71,4 +85,52 @@ func (s *Store) appendEvent(device string, line []byte) (err error) {
 		return fmt.Errorf("keeping an event: %w", err)
 	}
 	return nil
+}
+
+// readEvent reads an event's body, in bounded time.
+func (h *Handler) readEvent(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	control := http.NewResponseController(w)
+	if err := control.SetReadDeadline(time.Now().Add(h.eventTimeout)); err != nil {
+		return nil, fmt.Errorf("bounding the time of an event: %w", err)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEvent))
+	if err != nil {
+		return nil, err
+	}
+	return body, control.SetReadDeadline(time.Time{})
+}
+
+// event keeps an event, and answers when it is on the disk.
+func (h *Handler) event(w http.ResponseWriter, r *http.Request) {
+	sender, _ := r.Context().Value(senderKey{}).(string)
+	waiting, cancel := context.WithTimeout(r.Context(), h.eventTimeout)
+	defer cancel()
+	release, err := h.events.acquire(waiting, sender)
+	if err != nil {
+		h.refuse(w, r, sender, http.StatusServiceUnavailable, errors.New("the recorder has as many events under way as it may have"))
+		return
+	}
+	defer release()
+	body, err := h.readEvent(w, r)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		h.refuse(w, r, sender, http.StatusRequestTimeout, fmt.Errorf("%w: the event has not come in %s", ErrSlow, h.eventTimeout))
+		return
+	}
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		h.refuse(w, r, sender, http.StatusRequestEntityTooLarge, fmt.Errorf("an event has %d bytes at most", maxEvent))
+		return
+	}
+	if err != nil {
+		return // the sender has gone
+	}
+	var line bytes.Buffer
+	if err := json.Compact(&line, body); err != nil || line.Len() == 0 || line.Bytes()[0] != '{' {
+		h.refuse(w, r, sender, http.StatusBadRequest, errors.New("an event is a JSON object"))
+		return
+	}
+	if err := h.config.Store.appendEvent(sender, append(line.Bytes(), '\n')); err != nil {
+		h.refuse(w, r, sender, statusOf(err), err)
+		return
+	}
+	h.bytes.Add(float64(line.Len() + 1))
 }

@@ -4,9 +4,7 @@
 package recorder
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +13,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,22 +22,11 @@ import (
 )
 
 const (
-	// ackInterval is how often a sender hears of the recorder though it sends nothing.
-	// Senders give up after 30 seconds.
-	ackInterval = 10 * time.Second
 	// bufferSize is how much of a recording is read at a time.
 	bufferSize = 64 << 10
-	// maxEvent bounds an event. Other proxies put the bodies of requests into theirs.
-	maxEvent = 4 << 20
 	// headerTimeout is how long the first line of a recording may take. Senders have it when
 	// they begin.
 	headerTimeout = 30 * time.Second
-	// eventTimeout is how long an event may wait for others, and how long it may take to come.
-	// Senders do not wait longer.
-	eventTimeout = 10 * time.Second
-	// maxEvents and maxEventsPerDevice bound the events that are held at a time.
-	maxEvents          = 64
-	maxEventsPerDevice = 8
 )
 
 // Peers knows who is at the addresses of the tailnet.
@@ -237,54 +223,6 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, a *acks) error
 	return err
 }
 
-// readEvent reads an event's body, in bounded time.
-func (h *Handler) readEvent(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(time.Now().Add(h.eventTimeout)); err != nil {
-		return nil, fmt.Errorf("bounding the time of an event: %w", err)
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEvent))
-	if err != nil {
-		return nil, err
-	}
-	return body, control.SetReadDeadline(time.Time{})
-}
-
-// event keeps an event, and answers when it is on the disk.
-func (h *Handler) event(w http.ResponseWriter, r *http.Request) {
-	sender, _ := r.Context().Value(senderKey{}).(string)
-	waiting, cancel := context.WithTimeout(r.Context(), h.eventTimeout)
-	defer cancel()
-	release, err := h.events.acquire(waiting, sender)
-	if err != nil {
-		h.refuse(w, r, sender, http.StatusServiceUnavailable, errors.New("the recorder has as many events under way as it may have"))
-		return
-	}
-	defer release()
-	body, err := h.readEvent(w, r)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		h.refuse(w, r, sender, http.StatusRequestTimeout, fmt.Errorf("%w: the event has not come in %s", ErrSlow, h.eventTimeout))
-		return
-	}
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		h.refuse(w, r, sender, http.StatusRequestEntityTooLarge, fmt.Errorf("an event has %d bytes at most", maxEvent))
-		return
-	}
-	if err != nil {
-		return // the sender has gone
-	}
-	var line bytes.Buffer
-	if err := json.Compact(&line, body); err != nil || line.Len() == 0 || line.Bytes()[0] != '{' {
-		h.refuse(w, r, sender, http.StatusBadRequest, errors.New("an event is a JSON object"))
-		return
-	}
-	if err := h.config.Store.appendEvent(sender, append(line.Bytes(), '\n')); err != nil {
-		h.refuse(w, r, sender, statusOf(err), err)
-		return
-	}
-	h.bytes.Add(float64(line.Len() + 1))
-}
-
 // statusOf returns the status with which the older version of the protocol tells why a
 // recording was not taken.
 func statusOf(err error) int {
@@ -338,85 +276,4 @@ func receive(f io.Writer, body io.Reader, written func(int) error) error {
 			return fmt.Errorf("the sender has broken off: %w", err)
 		}
 	}
-}
-
-// ack is a message to the sender.
-type ack struct {
-	// Ack is how many bytes are on the disk.
-	Ack int64 `json:"ack"`
-	// Error is why there will be no more.
-	Error string `json:"error,omitempty"`
-}
-
-// acks syncs a recording as it grows and tells the sender how much is on the disk. What
-// is written during a sync is told by the next one.
-type acks struct {
-	w    http.ResponseWriter
-	f    *file
-	wake chan struct{}
-
-	done   sync.WaitGroup
-	broken atomic.Bool // a sync has failed
-	synced int64       // bytes; of the goroutine, until it has ended
-	err    error       // likewise
-}
-
-// errBroken means that a sync has failed. stop tells why.
-var errBroken = errors.New("the recording cannot be kept")
-
-// start begins the answer.
-func (a *acks) start(interval time.Duration) {
-	a.send(ack{})
-	a.done.Go(func() {
-		tick := time.NewTicker(interval)
-		defer tick.Stop()
-		for {
-			select {
-			case _, more := <-a.wake:
-				if !more {
-					return
-				}
-				if a.err = a.sync(); a.err != nil {
-					a.broken.Store(true)
-					return
-				}
-			case <-tick.C:
-			}
-			a.send(ack{Ack: a.synced})
-		}
-	})
-}
-
-func (a *acks) sync() error {
-	n := a.f.written()
-	if err := a.f.Sync(); err != nil {
-		return fmt.Errorf("syncing the recording: %w", err)
-	}
-	a.synced = n
-	return nil
-}
-
-// written tells that the recording has grown.
-func (a *acks) written() error {
-	if a.broken.Load() {
-		return errBroken
-	}
-	select {
-	case a.wake <- struct{}{}:
-	default: // a sync is due anyway
-	}
-	return nil
-}
-
-// stop ends the goroutine and returns why a sync has failed.
-func (a *acks) stop() error {
-	close(a.wake)
-	a.done.Wait()
-	return a.err
-}
-
-// send sends a message. A sender that has gone is noticed by reading from it.
-func (a *acks) send(m ack) {
-	_ = json.NewEncoder(a.w).Encode(m)
-	_ = http.NewResponseController(a.w).Flush()
 }
