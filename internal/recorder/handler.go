@@ -13,7 +13,9 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -127,13 +129,20 @@ func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	sender, err := h.identify(r)
 	if err != nil {
-		h.refuse(w, r, sender, http.StatusForbidden, err)
+		code := http.StatusServiceUnavailable // who that is may be known later
+		if errors.Is(err, errNotAllowed) || errors.Is(err, identity.ErrUnknownPeer) || errors.Is(err, identity.ErrExpired) || errors.Is(err, identity.ErrNoName) {
+			code = http.StatusForbidden
+		}
+		h.refuse(w, r, sender, code, err)
 		return
 	}
 	h.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), senderKey{}, sender)))
 }
 
 type senderKey struct{}
+
+// errNotAllowed is why a device that is known may not send recordings.
+var errNotAllowed = errors.New("it could not send recordings here")
 
 // identify returns the device that sends r, if it may.
 func (h *Handler) identify(r *http.Request) (string, error) {
@@ -146,16 +155,20 @@ func (h *Handler) identify(r *http.Request) (string, error) {
 		return "", err
 	}
 	if !id.Tagged || !slices.ContainsFunc(id.Tags, func(tag string) bool { return slices.Contains(h.config.Tags, tag) }) {
-		return id.Node, fmt.Errorf("the device %s has none of the tags %q, with which it could send recordings here", id.Node, h.config.Tags)
+		return id.Node, fmt.Errorf("the device %s has none of the tags %q, without which %w", id.Node, h.config.Tags, errNotAllowed)
 	}
 	return id.Node, nil
 }
 
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, sender string, code int, why error) {
-	if r.Method == http.MethodPost {
-		h.recordings.WithLabelValues(resultRefused).Inc()
+	what := "an event"
+	if strings.HasSuffix(r.URL.Path, "/record") {
+		what = "a recording"
+		if r.Method == http.MethodPost {
+			h.recordings.WithLabelValues(resultRefused).Inc()
+		}
 	}
-	h.config.Log.WarnContext(r.Context(), "refused a recording", "sender", sender, "address", r.RemoteAddr, "error", why)
+	h.config.Log.WarnContext(r.Context(), "refused "+what, "sender", sender, "address", r.RemoteAddr, "error", why)
 	http.Error(w, why.Error(), code)
 }
 
@@ -165,11 +178,7 @@ func (h *Handler) record(w http.ResponseWriter, r *http.Request) {
 	sender, _ := r.Context().Value(senderKey{}).(string)
 	f, err := h.config.Store.create(sender)
 	if err != nil {
-		code := http.StatusInsufficientStorage
-		if errors.Is(err, ErrTooMany) {
-			code = http.StatusServiceUnavailable
-		}
-		h.refuse(w, r, sender, code, err)
+		h.refuse(w, r, sender, statusOf(err), err)
 		return
 	}
 	acked := r.URL.Path == "/v2/record"
@@ -223,12 +232,13 @@ func (h *Handler) receive(w http.ResponseWriter, r *http.Request, a *acks) error
 	return err
 }
 
-// statusOf returns the status with which the older version of the protocol tells why a
-// recording was not taken.
+// statusOf returns the status that says why something was not taken.
 func statusOf(err error) int {
 	switch {
-	case errors.Is(err, ErrFull):
+	case errors.Is(err, ErrFull), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return http.StatusInsufficientStorage
+	case errors.Is(err, ErrTooMany):
+		return http.StatusServiceUnavailable
 	case errors.Is(err, ErrTooLarge):
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, ErrMalformed):

@@ -319,6 +319,7 @@ func TestSenders(t *testing.T) {
 		"another tagged device": {peers{Identity: identity.Identity{Node: "ci", Tagged: true, Tags: []string{"tag:ci"}}}, http.StatusForbidden},
 		"a user's device":       {peers{Identity: identity.Identity{Node: "laptop", User: "alice@example.com", Tags: []string{"tag:k8s"}}}, http.StatusForbidden},
 		"a stranger":            {peers{err: identity.ErrUnknownPeer}, http.StatusForbidden},
+		"who is not known yet":  {peers{err: errors.New("the tailnet does not answer")}, http.StatusServiceUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := start(t, Limits{}, tc.who)

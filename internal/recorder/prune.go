@@ -48,6 +48,7 @@ func (s *Store) prune(ctx context.Context) error {
 		s.wrong = wrong
 		s.log.WarnContext(ctx, "the clock was set: while it is off, no recording counts as old; restart the recorder if it is right now", "by", s.skew(), "off", wrong)
 	}
+	_, before := s.usage()
 	files, err := s.files()
 	if err != nil {
 		return err
@@ -56,6 +57,11 @@ func (s *Store) prune(ctx context.Context) error {
 	for _, f := range files {
 		used += onDisk(f.size)
 	}
+	// What others have deleted or added is seen here alone. What is written meanwhile is
+	// counted by those who write, and twice or not at all until the next look.
+	s.mu.Lock()
+	s.used += used - before
+	s.mu.Unlock()
 	var errs []error
 	var oldest time.Time
 	for _, f := range files {

@@ -206,6 +206,38 @@ func TestStoreCounts(t *testing.T) {
 	}
 }
 
+// What others move away makes room, and what they add takes it.
+func TestUsedFollowsTheDisk(t *testing.T) {
+	s := newStore(t, Limits{Total: 3 * onDisk(1000), AtLeast: time.Hour})
+	var paths []string
+	for range 4 {
+		paths = append(paths, s.put(t, "d", 1000, 0))
+	}
+	if err := s.hasRoom(); !errors.Is(err, ErrFull) {
+		t.Fatalf("with %d recordings: %v", len(paths), err)
+	}
+	for _, path := range paths[:3] {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, used := s.usage(); used != onDisk(1000) || s.hasRoom() != nil {
+		t.Errorf("%d bytes are used by one recording of 1000: %v", used, s.hasRoom())
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(paths[0]), "copied"+whole), make([]byte, 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, used := s.usage(); used != 2*onDisk(1000) {
+		t.Errorf("%d bytes are used by two recordings of 1000", used)
+	}
+}
+
 // What is acknowledged is found after a crash: its name is on the disk, too.
 func TestNamesLast(t *testing.T) {
 	s := newStore(t, Limits{})
