@@ -14,7 +14,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -86,23 +85,8 @@ func NewHandler(config HandlerConfig) *Handler {
 	for _, result := range []string{resultComplete, resultIncomplete, resultRefused} {
 		h.recordings.WithLabelValues(result) // so that they exist at 0
 	}
-	gauge := func(name, help string, value func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, value)
-	}
-	deleted := func(reason string, count *atomic.Int64) prometheus.Collector {
-		return prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "deleted_total", ConstLabels: prometheus.Labels{"reason": reason},
-			Help: "Files with recordings or events that were deleted: for their age, or for space.",
-		}, func() float64 { return float64(count.Load()) })
-	}
-	config.Metrics.MustRegister(h.recordings, h.bytes, deleted(reasonAge, &config.Store.aged), deleted(reasonSpace, &config.Store.crowded),
-		gauge("recordings_open", "Recordings that are being made.", func() float64 { open, _ := config.Store.usage(); return float64(open) }),
-		gauge("stored_bytes", "Bytes that all recordings and events take on the disk.", func() float64 { _, used := config.Store.usage(); return float64(used) }),
-		gauge("clock_skew_seconds", "How far the clock was set since the start. Beyond an hour no recording counts as old.", func() float64 { return config.Store.skew().Seconds() }),
-		gauge("free_bytes", "Bytes that are free on the file system of the recordings; 0 when it has no room for more files.", func() float64 {
-			free, _ := config.Store.free(config.Store.dir) // 0 is an alarm, too
-			return float64(free)
-		}))
+	config.Metrics.MustRegister(h.recordings, h.bytes)
+	config.Metrics.MustRegister(config.Store.metrics()...)
 	h.mux.HandleFunc("HEAD /v2/record", func(http.ResponseWriter, *http.Request) {})
 	h.mux.HandleFunc("POST /v2/record", h.record)
 	h.mux.HandleFunc("POST /record", h.record)

@@ -64,6 +64,7 @@ func (s *Store) prune(ctx context.Context) error {
 	s.mu.Unlock()
 	var errs []error
 	var oldest time.Time
+	var deletable int64
 	for _, f := range files {
 		if s.isOpen(f.path) {
 			continue
@@ -75,6 +76,9 @@ func (s *Store) prune(ctx context.Context) error {
 			if oldest.IsZero() {
 				oldest = f.at
 			}
+			if age >= s.limits.AtLeast {
+				deletable += onDisk(f.size)
+			}
 			continue
 		}
 		if err := s.remove(ctx, f, old); err != nil {
@@ -84,7 +88,7 @@ func (s *Store) prune(ctx context.Context) error {
 		used -= onDisk(f.size)
 	}
 	s.mu.Lock()
-	s.oldest = oldest
+	s.oldest, s.deletable = oldest, deletable
 	s.mu.Unlock()
 	return errors.Join(errs...)
 }

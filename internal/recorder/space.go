@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+	"time"
 )
 
 const (
@@ -14,6 +15,9 @@ const (
 	blockSize = 4 << 10
 	// minInodes is how many files must fit besides, where the file system bounds them.
 	minInodes = 1000
+	// nearlyFull is how many percent of all that recordings may take those that must stay take
+	// when there is a warning.
+	nearlyFull = 85
 )
 
 // onDisk returns what a file of a size takes. Many small ones take more than is in them.
@@ -81,4 +85,32 @@ func (s *Store) hasSpace() error {
 		why = "how old they are is not known, because the clock was set by " + s.skew().String()
 	}
 	return fmt.Errorf("%w: all recordings take %d bytes, of %d, and %s", ErrFull, s.used, s.limits.Total, why)
+}
+
+// protected returns what the recordings take that are too young to be deleted for space.
+func (s *Store) protected() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.limits.AtLeast == 0 {
+		return 0
+	}
+	return max(0, s.used-s.deletable)
+}
+
+// NearlyFull returns a warning when most of what recordings may take is of recordings that
+// must stay, or nil. When they take all of it, further ones are refused.
+func (s *Store) NearlyFull(context.Context) error {
+	protected := s.protected()
+	if s.limits.Total == 0 || protected*100 <= s.limits.Total*nearlyFull {
+		return nil
+	}
+	return fmt.Errorf("recordings younger than %s, which are not deleted for space, take %d of %d bytes: when they take all, recordings are refused. Give them more space, or keep them for less time",
+		s.limits.AtLeast, protected, s.limits.Total)
+}
+
+// oldestWrite returns the last write to the oldest recording that has ended, or zero.
+func (s *Store) oldestWrite() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.oldest
 }

@@ -81,6 +81,9 @@ type Store struct {
 	used int64             // what all recordings take on the disk, those that are open included
 	// oldest is the last write to the oldest recording that has ended, or zero.
 	oldest time.Time
+	// deletable is what those take that were old enough to go for space when that was last
+	// looked at. The rest of used must stay.
+	deletable int64
 
 	aged, crowded atomic.Int64 // how many files were deleted for their age, and for space
 }
@@ -102,6 +105,9 @@ func NewStore(dir string, limits Limits, log *slog.Logger) (*Store, error) {
 	}
 	for _, f := range files {
 		s.used += onDisk(f.size)
+		if s.age(f.at) >= limits.AtLeast {
+			s.deletable += onDisk(f.size)
+		}
 	}
 	if len(files) > 0 {
 		s.oldest = files[0].at

@@ -162,6 +162,87 @@ func TestNothingOldEnoughToDelete(t *testing.T) {
 	}
 }
 
+// There is a warning before recordings are refused, and for nothing that can be deleted.
+func TestNearlyFull(t *testing.T) {
+	s := newStore(t, Limits{Total: 100 * blockSize, AtLeast: 48 * time.Hour})
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(s.metrics()...)
+	old := s.put(t, "proxy", 79*blockSize, 72*time.Hour)
+	again := func() *Store {
+		t.Helper()
+		again, err := NewStore(s.dir, s.limits, s.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return again
+	}
+	check := func(want bool, protected int64) {
+		t.Helper()
+		for name, s := range map[string]*Store{"the store": s, "after a restart": again()} {
+			if err := s.NearlyFull(t.Context()); (err != nil) != want || err != nil && !strings.Contains(err.Error(), "younger than 48h0m0s") {
+				t.Errorf("%s: %v, want a warning: %v", name, err, want)
+			}
+			if got := s.protected(); got != protected {
+				t.Errorf("%s: %d bytes must stay, want %d", name, got, protected)
+			}
+		}
+	}
+	prune := func() {
+		t.Helper()
+		if err := s.prune(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune()
+	check(false, 0)
+	s.put(t, "proxy", 84*blockSize, 0) // makes room for itself
+	prune()
+	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the old one: %v", err)
+	}
+	check(false, 85*blockSize)
+	young := s.put(t, "proxy", len(header), 47*time.Hour)
+	check(true, 87*blockSize) // before it was looked through
+	prune()
+	check(true, 87*blockSize)
+	if err := s.Ready(t.Context()); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+	info, err := os.Stat(young)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]float64{
+		"protected_bytes": 87 * blockSize, "stored_bytes": 87 * blockSize, "limit_bytes": 100 * blockSize, "oldest_timestamp_seconds": float64(info.ModTime().Unix()),
+	} {
+		if got := gaugeOf(t, metrics, "tailhelm_recorder_"+name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	for name, limits := range map[string]Limits{"no limit": {AtLeast: time.Hour}, "anything can go": {Total: 1}} {
+		s.limits = limits
+		if err := s.NearlyFull(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// gaugeOf returns the value of a gauge.
+func gaugeOf(t *testing.T, metrics *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
+}
+
 // A clock that is set to another day, by mistake or by somebody, deletes nothing.
 func TestClockIsSet(t *testing.T) {
 	for by, stays := range map[time.Duration]bool{
