@@ -311,6 +311,6 @@ func (s *recorderService) checks(ctx context.Context) []health.Check {
 			}
 			return nil
 		}},
-		{Name: health.CheckDisk, Check: s.store.Ready},
+		{Name: health.CheckDisk, Check: s.store.Ready, Warn: s.store.Warning},
 	}
 }

@@ -97,9 +97,13 @@ func (s *Store) protected() int64 {
 	return max(0, s.used-s.deletable)
 }
 
-// NearlyFull returns a warning when most of what recordings may take is of recordings that
-// must stay, or nil. When they take all of it, further ones are refused.
-func (s *Store) NearlyFull(context.Context) error {
+// Warning returns nil, or why further recordings will be refused unless somebody sees to it:
+// the clock was set, so that none counts as old, or most of what recordings may take is of
+// those that must stay.
+func (s *Store) Warning(context.Context) error {
+	if !s.knowsTime() {
+		return fmt.Errorf("the clock was set by %s since the start, so that no recording counts as old enough to be deleted: restart the recorder if the clock is right now", s.skew().Round(time.Hour))
+	}
 	protected := s.protected()
 	if s.limits.Total == 0 || protected*100 <= s.limits.Total*nearlyFull {
 		return nil

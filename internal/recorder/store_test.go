@@ -163,7 +163,7 @@ func TestNothingOldEnoughToDelete(t *testing.T) {
 }
 
 // There is a warning before recordings are refused, and for nothing that can be deleted.
-func TestNearlyFull(t *testing.T) {
+func TestWarningOfSpace(t *testing.T) {
 	s := newStore(t, Limits{Total: 100 * blockSize, AtLeast: 48 * time.Hour})
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(s.metrics()...)
@@ -179,7 +179,7 @@ func TestNearlyFull(t *testing.T) {
 	check := func(want bool, protected int64) {
 		t.Helper()
 		for name, s := range map[string]*Store{"the store": s, "after a restart": again()} {
-			if err := s.NearlyFull(t.Context()); (err != nil) != want || err != nil && !strings.Contains(err.Error(), "younger than 48h0m0s") {
+			if err := s.Warning(t.Context()); (err != nil) != want || err != nil && !strings.Contains(err.Error(), "younger than 48h0m0s") {
 				t.Errorf("%s: %v, want a warning: %v", name, err, want)
 			}
 			if got := s.protected(); got != protected {
@@ -221,7 +221,7 @@ func TestNearlyFull(t *testing.T) {
 	}
 	for name, limits := range map[string]Limits{"no limit": {AtLeast: time.Hour}, "anything can go": {Total: 1}} {
 		s.limits = limits
-		if err := s.NearlyFull(t.Context()); err != nil {
+		if err := s.Warning(t.Context()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -267,6 +267,9 @@ func TestClockIsSet(t *testing.T) {
 		}
 		if err := s.Ready(t.Context()); stays && (err == nil || !strings.Contains(err.Error(), "the clock was set")) || !stays && err != nil {
 			t.Errorf("set by %s: ready: %v", by, err)
+		}
+		if err := s.Warning(t.Context()); (err != nil) != stays || err != nil && !strings.Contains(err.Error(), "the clock was set") {
+			t.Errorf("set by %s: warning: %v", by, err)
 		}
 	}
 }

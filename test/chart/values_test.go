@@ -193,7 +193,7 @@ func TestMetricsExist(t *testing.T) {
 	known := map[string]bool{}
 	for path, prefix := range map[string]string{
 		"internal/apiproxy/metrics.go": "tailhelm_apiproxy_", "internal/cli/serve.go": "tailhelm_",
-		"internal/recorder/handler.go": "tailhelm_recorder_", "internal/cli/recorder.go": "tailhelm_recorder_",
+		"internal/recorder/handler.go": "tailhelm_recorder_", "internal/recorder/metrics.go": "tailhelm_recorder_", "internal/cli/recorder.go": "tailhelm_recorder_",
 		"internal/health/metrics.go": "",
 	} {
 		b, err := os.ReadFile(root + "/" + path)
