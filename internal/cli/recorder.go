@@ -57,7 +57,8 @@ func newRecorderCommand(o *recorderOptions, env environment, logs io.Writer) *co
 		Use:   "recorder",
 		Short: "Keep recordings of sessions that proxies of the tailnet send",
 		Long: "Keep recordings of sessions that proxies of the tailnet send. It is the recorder that a grant of the\n" +
-			"tailnet policy names by its tag. The recordings are asciicast files; list and play show them.\n\n" +
+			"tailnet policy names by its tag. The recordings are asciicast files; list, play and cat show\n" +
+			"them, and events shows the requests whose events proxies have sent.\n\n" +
 			"With --state-secret it is a replica of a Recorder. The operator runs it with all the flags that this\n" +
 			"needs; the environment variables POD_UID and POD_NAMESPACE complete them.",
 		Args: noArguments,
@@ -87,7 +88,7 @@ func newRecorderCommand(o *recorderOptions, env environment, logs io.Writer) *co
 	flags.IntVar(&o.open, "max-open", 1000, "how many recordings may be made at a time")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	o.pod.add(flags)
-	c.AddCommand(newRecorderList(o), newRecorderPlay(o))
+	c.AddCommand(newRecorderList(o), newRecorderPlay(o), newRecorderCat(o), newRecorderEvents(o))
 	return c
 }
 

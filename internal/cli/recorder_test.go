@@ -5,11 +5,14 @@ package cli
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tailhelm/tailhelm/internal/recorder"
 )
@@ -100,10 +103,50 @@ func TestRecorderList(t *testing.T) {
 	if code := Main([]string{"recorder", "play", "--speed=0", listed}, []string{"RECORDINGS_DIR=" + dir}, &stdout, &stderr); code != exitOK || stdout.String() != "hello\r\n" {
 		t.Errorf("status %d, played %q: %s", code, &stdout, &stderr)
 	}
-	for _, args := range [][]string{{"play"}, {"play", "a", "b"}, {"play", "--speed=-1", file}, {"list"}, {"list", "--dir", dir, "x"}} {
+	for _, args := range [][]string{{"cat", file}, {"cat", "--dir", dir, listed}} {
+		if got := run(args...); got != text {
+			t.Errorf("%q writes %q, want the recording as it is", args, got)
+		}
+	}
+	if code := Main([]string{"recorder", "cat", file + "x"}, nil, &stdout, &stderr); code == exitOK {
+		t.Error("a file that is not there is written")
+	}
+	for _, args := range [][]string{
+		{"play"}, {"play", "a", "b"}, {"play", "--speed=-1", file}, {"list"}, {"list", "--dir", dir, "x"}, {"cat"}, {"cat", "a", "b"},
+		{"events"}, {"events", "--dir", dir, "x"}, {"events", "--dir", dir, "--since=-1h"},
+	} {
 		var stdout, stderr bytes.Buffer
 		if code := Main(append([]string{"recorder"}, args...), nil, &stdout, &stderr); code != exitUsage {
 			t.Errorf("%q: status %d, want %d: %s", args, code, exitUsage, &stderr)
+		}
+	}
+}
+
+// Events are written as they are, those of all devices, from a time on.
+func TestRecorderEvents(t *testing.T) {
+	dir := t.TempDir()
+	event := func(ago time.Duration, n int) string {
+		return fmt.Sprintf(`{"timestamp":%d,"n":%d}`+"\n", time.Now().Add(-ago).Unix(), n)
+	}
+	write := func(name, text string, ago time.Duration) {
+		t.Helper()
+		path, at := filepath.Join(dir, name), time.Now().Add(-ago)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const timeless, broken = `{"n":0}` + "\n", "no JSON\n"
+	old, middle, recent, other := event(50*time.Hour, 1), event(3*time.Hour, 2), event(time.Hour, 3), event(2*time.Hour, 4)
+	write("a/20260101.events.jsonl", old, 50*time.Hour)
+	write("a/20260103.events.jsonl", middle+timeless+broken+recent+`{"timestamp":17`, time.Minute)
+	write("b/20260103.events.jsonl", other, 2*time.Hour)
+	write("b/20260103T000000.000Z-abcdefgh.cast", "{}", time.Minute)
+	for since, want := range map[string]string{
+		"0": old + other + middle + timeless + broken + recent, "24h": other + middle + timeless + broken + recent, "90m": timeless + broken + recent,
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := Main([]string{"recorder", "events", "--since", since}, []string{"RECORDINGS_DIR=" + dir}, &stdout, &stderr); code != exitOK || stdout.String() != want {
+			t.Errorf("since %s: status %d, %s%s\nwant\n%s", since, code, &stdout, &stderr, want)
 		}
 	}
 }

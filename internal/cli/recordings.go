@@ -78,12 +78,7 @@ func newRecorderPlay(r *recorderOptions) *cobra.Command {
 		Short: "Play a recording in this terminal",
 		Long: "Play a recording in this terminal: FILE is a path, with --dir one in that folder, as list names it. The terminal does what the session's did: a program in a\n" +
 			"container chose those bytes. Use a terminal that is not better than that.",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return &settingError{"give the file of one recording"}
-			}
-			return nil
-		},
+		Args: oneRecording,
 		RunE: func(c *cobra.Command, args []string) error {
 			if o.Speed < 0 {
 				return badSetting("--speed", fmt.Sprint(o.Speed), "give a number above 0, or 0 for at once")
@@ -91,11 +86,7 @@ func newRecorderPlay(r *recorderOptions) *cobra.Command {
 			if o.Idle < 0 {
 				return badSetting("--idle", o.Idle.String(), "give a duration, for example 2s, or 0 for pauses as they were")
 			}
-			path := args[0]
-			if r.dir != "" && !filepath.IsAbs(path) {
-				path = filepath.Join(r.dir, path) // as list names it
-			}
-			f, err := os.Open(path) //nolint:gosec // whoever runs the command names the file
+			f, err := r.openRecording(args[0])
 			if err != nil {
 				return err
 			}
@@ -105,5 +96,66 @@ func newRecorderPlay(r *recorderOptions) *cobra.Command {
 	}
 	c.Flags().Float64Var(&o.Speed, "speed", 1, "how many times as fast as the session; 0 means at once")
 	c.Flags().DurationVar(&o.Idle, "idle", 2*time.Second, "how long a pause gets at most; 0 means as long as it was")
+	return c
+}
+
+// oneRecording refuses all arguments except for one file.
+func oneRecording(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return &settingError{"give the file of one recording"}
+	}
+	return nil
+}
+
+// openRecording opens a recording: path, with --dir one in that folder, as list names it.
+func (o *recorderOptions) openRecording(path string) (*os.File, error) {
+	if o.dir != "" && !filepath.IsAbs(path) {
+		path = filepath.Join(o.dir, path)
+	}
+	return os.Open(path) //nolint:gosec // whoever runs the command names the file
+}
+
+func newRecorderCat(r *recorderOptions) *cobra.Command {
+	return &cobra.Command{
+		Use:   "cat FILE",
+		Short: "Write a recording to the standard output, as it is",
+		Long: "Write a recording to the standard output, as it is, to keep it elsewhere: images have no cat and no tar. FILE is a path, with --dir one in\n" +
+			"that folder, as list names it. Write it to a file: a program in a container chose what is in it.",
+		Args: oneRecording,
+		RunE: func(c *cobra.Command, args []string) error {
+			f, err := r.openRecording(args[0])
+			if err != nil {
+				return err
+			}
+			defer func() { _ = f.Close() }()
+			_, err = io.Copy(c.OutOrStdout(), f)
+			return err
+		},
+	}
+}
+
+func newRecorderEvents(r *recorderOptions) *cobra.Command {
+	var since time.Duration
+	c := &cobra.Command{
+		Use:   "events",
+		Short: "Write the events of requests to the standard output, a JSON object a line",
+		Long: "Write the events of requests in a folder to the standard output, a JSON object a line: day by day and device by device. Their order in time is that of\n" +
+			"their fields \"timestamp\", in seconds since 1970.",
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := r.checkDir(); err != nil {
+				return err
+			}
+			if since < 0 {
+				return badSetting("--since", since.String(), "give a duration, for example 24h, or 0 for all")
+			}
+			from := time.Time{}
+			if since > 0 {
+				from = time.Now().Add(-since)
+			}
+			return recorder.CopyEvents(c.OutOrStdout(), r.dir, from)
+		},
+	}
+	c.Flags().DurationVar(&since, "since", 0, "how old an event may be, for example 24h; 0 means as old as there are")
 	return c
 }

@@ -4,12 +4,14 @@
 package recorder
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -133,4 +135,50 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.bytes.Add(float64(line.Len() + 1))
+}
+
+// CopyEvents writes the events in a folder to w, as they are, a JSON object a line: day by
+// day and device by device, those with the oldest last event first. Events from before since
+// are left out, but not those that do not say when they were.
+func CopyEvents(w io.Writer, dir string, since time.Time) error {
+	files, err := filesIn(dir, events)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if f.at.Before(since) {
+			continue
+		}
+		if err := copyEvents(w, f.path, since); err != nil && !errors.Is(err, fs.ErrNotExist) { // pruned meanwhile
+			return fmt.Errorf("the events in %s: %w", f.path, err)
+		}
+	}
+	return nil
+}
+
+func copyEvents(w io.Writer, path string, since time.Time) error {
+	f, err := os.Open(path) //nolint:gosec // of the folder of recordings
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	lines := bufio.NewReaderSize(f, bufferSize)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return nil // what is left is of an event that is being written
+		}
+		if err != nil {
+			return err
+		}
+		var event struct {
+			Timestamp int64 `json:"timestamp"` // seconds
+		}
+		if json.Unmarshal(line, &event) == nil && event.Timestamp != 0 && event.Timestamp < since.Unix() {
+			continue
+		}
+		if _, err := w.Write(line); err != nil {
+			return err
+		}
+	}
 }
