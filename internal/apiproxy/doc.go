@@ -47,6 +47,9 @@
 //   - A browser on a caller's device is the caller, too. Pages of other sites, and
 //     pages that pods serve through the API, must not act as the caller.
 //
+// Each request is a line in the log, or each that changes something (see [AccessLog]). Sessions
+// and refusals always are.
+//
 // A refusal is a metav1.Status in the media type that the client accepts, with a
 // sentence that says what to do: kubectl prints it. Its header Audit-Id finds its line in
 // the log.

@@ -46,7 +46,8 @@ type Peers interface {
 	Changed() <-chan struct{}
 }
 
-// Config is what a [Proxy] is made of. All fields but RefusedGroups are required.
+// Config is what a [Proxy] is made of. All fields are required, except for
+// RefusedGroups and AccessLog.
 type Config struct {
 	// Mode is what to do about who is calling.
 	Mode Mode
@@ -65,8 +66,11 @@ type Config struct {
 	// DialRecorder reaches the recorders that the tailnet policy names for a caller, on
 	// the tailnet and nowhere else.
 	DialRecorder recording.Dial
-	// Log gets one line per request.
+	// Log gets a line for each request of AccessLog.
 	Log *slog.Logger
+	// AccessLog says which requests get a line in Log, whatever level Log has; "" means
+	// AccessLogAll.
+	AccessLog AccessLog
 	// Metrics counts requests.
 	Metrics *Metrics
 }

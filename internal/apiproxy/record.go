@@ -10,10 +10,38 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 )
+
+// AccessLog says which requests get a line in the log. Sessions, and requests that the proxy
+// refuses or ends, always get one.
+type AccessLog string
+
+// Access logs.
+const (
+	AccessLogAll AccessLog = "all"
+	// AccessLogMutating is for requests that may change something: all verbs but get, list,
+	// watch, head and options.
+	AccessLogMutating AccessLog = "mutating"
+	AccessLogNone     AccessLog = "none"
+)
+
+// has reports whether a call gets a line that has ended, by cause if that is not nil.
+func (a AccessLog) has(c *call, cause error) bool {
+	var f *refusal
+	switch {
+	case c.refused != nil, errors.As(cause, &f), c.kind == KindStream:
+		return true
+	case a == AccessLogNone:
+		return false
+	case a == AccessLogMutating:
+		return !slices.Contains([]string{"get", "list", "watch", "head", "options"}, c.verb())
+	}
+	return true
+}
 
 // record counts and logs a call that has ended, by cause if that is not nil. No
 // header and no body is logged, so no token is.
@@ -26,7 +54,7 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 	code := seen.code()
 	p.config.Metrics.answered(c, code, first, whole)
 	ctx := r.Context()
-	if !p.config.Log.Enabled(ctx, slog.LevelInfo) {
+	if !p.config.AccessLog.has(c, cause) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 24)
@@ -79,7 +107,10 @@ func (p *Proxy) record(c *call, r *http.Request, seen *responseWriter, cause err
 	case errors.Is(cause, errDrained), c.body.Load().ended():
 		attrs = append(attrs, slog.String("ended", reasonDraining))
 	}
-	p.config.Log.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
+	// To the handler, because the level of the log is for what the program has to say of itself.
+	line := slog.NewRecord(time.Now(), slog.LevelInfo, "request", 0)
+	line.AddAttrs(attrs...)
+	_ = p.config.Log.Handler().Handle(ctx, line) // as a Logger does with its error
 }
 
 // responseWriter notes what becomes of a response: its code, when it began and

@@ -281,15 +281,57 @@ func TestMetricsBeforeRequests(t *testing.T) {
 	}
 }
 
-// With the log off, requests are counted all the same.
-func TestNoAccessLog(t *testing.T) {
-	r := start(t, newAPIServer(t, nil), options{})
-	r.proxy.config.Log = slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelError}))
-	r.get(t, alice.Addr, "/api", nil)
-	eventually(t, "the request is counted", func() bool {
-		return metric(t, r.metrics, "tailhelm_apiproxy_requests_total", "verb", "get", "code", "200", "kind", "rest") == 1
-	})
-	if text := r.logs.String(); strings.Contains(text, `"msg":"request"`) {
-		t.Errorf("logged: %s", text)
+// Which requests have a line in the log is chosen, whatever level the log has. All are
+// counted.
+func TestAccessLogs(t *testing.T) {
+	for kind, want := range map[AccessLog][]string{
+		"":                {"get", "create", "watch", "exec", "unknown"},
+		AccessLogAll:      {"get", "create", "watch", "exec", "unknown"},
+		AccessLogMutating: {"create", "exec", "unknown"},
+		AccessLogNone:     {"exec", "unknown"},
+	} {
+		t.Run("="+string(kind), func(t *testing.T) {
+			r := start(t, newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+				if isUpgrade(r) {
+					http.Error(w, "no", http.StatusForbidden)
+				}
+			}), options{})
+			r.proxy.config.AccessLog = kind
+			r.proxy.config.Log = slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelError}))
+			r.get(t, alice.Addr, "/version", nil)
+			r.do(t, alice.Addr, true, r.request(t, http.MethodPost, "/api/v1/namespaces/a/pods", nil, nil))
+			r.get(t, alice.Addr, "/api/v1/pods?watch=1", nil)
+			if _, code := r.upgrade(t, alice.Addr, http.MethodPost, "SPDY/3.1"); code != http.StatusForbidden {
+				t.Errorf("the session is answered %d", code)
+			}
+			r.get(t, stranger, "/version", nil) // refused
+			eventually(t, "all requests are counted", func() bool {
+				sum := 0.0
+				for _, s := range gather(t, r.metrics, "tailhelm_apiproxy_requests_total") {
+					sum += s.value
+				}
+				return sum == 5
+			})
+			r.stop()
+			if err := receive(t, r.served, "the end of Serve"); err != nil {
+				t.Error(err)
+			}
+			var got []string
+			for _, line := range r.logs.lines(t, "request", len(want)) {
+				switch {
+				case line["refused"] != nil:
+					got = append(got, "unknown")
+				case line["subresource"] == "exec":
+					got = append(got, "exec")
+				default:
+					got = append(got, line["verb"].(string))
+				}
+			}
+			slices.Sort(got)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("logged are %q, want %q", got, want)
+			}
+		})
 	}
 }

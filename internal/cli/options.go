@@ -38,6 +38,7 @@ type serveOptions struct {
 	authKeyFile     string
 	stateDir        string
 	logLevel        string
+	accessLog       string
 }
 
 // add defines the flags.
@@ -48,6 +49,7 @@ func (o *serveOptions) add(flags *pflag.FlagSet, metricsAddress string) {
 	flags.StringVar(&o.metricsAddress, "metrics-address", metricsAddress, "address for /livez, /readyz and /metrics; never on the tailnet")
 	flags.DurationVar(&o.drainTimeout, "drain-timeout", time.Minute, "how long open requests and streams may go on after SIGTERM")
 	flags.IntVar(&o.peerConnections, "max-connections-per-peer", apiproxy.DefaultPeerConnections, "how many connections one device may have open")
+	flags.StringVar(&o.accessLog, "access-log", string(apiproxy.AccessLogAll), "requests that get a line in the log, whatever its level: all, mutating, or none; sessions and refusals always get one")
 	flags.StringVar(&o.authKeyFile, "auth-key-file", "", "file with an auth key for the tailnet (or TS_AUTHKEY)")
 	flags.StringVar(&o.stateDir, "state-dir", "", "folder for the device's files")
 }
@@ -78,7 +80,11 @@ func (o *serveOptions) validate() error {
 	if o.peerConnections <= 0 {
 		return badSetting("--max-connections-per-peer", fmt.Sprint(o.peerConnections), "give a number above 0")
 	}
-	return nil
+	switch apiproxy.AccessLog(o.accessLog) {
+	case "", apiproxy.AccessLogAll, apiproxy.AccessLogMutating, apiproxy.AccessLogNone:
+		return nil
+	}
+	return badSetting("--access-log", o.accessLog, "choose all, mutating or none")
 }
 
 // certificates returns the source of TLS for node, or nil for none.

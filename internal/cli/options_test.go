@@ -34,6 +34,8 @@ func TestServeOptions(t *testing.T) {
 		"no address":                 {[]string{"--metrics-address="}, `--metrics-address="": give host:port`},
 		"no time":                    {[]string{"--drain-timeout=0s"}, `--drain-timeout="0s": give a duration above 0`},
 		"negative time":              {[]string{"--drain-timeout=-1s"}, `--drain-timeout="-1s": give a duration above 0`},
+		"an access log":              {[]string{"--access-log=mutating"}, ""},
+		"another access log":         {[]string{"--access-log=some"}, `--access-log="some": choose all, mutating or none`},
 		"no connections":             {[]string{"--max-connections-per-peer=0"}, `--max-connections-per-peer="0": give a number above 0`},
 	} {
 		t.Run(name, func(t *testing.T) {
