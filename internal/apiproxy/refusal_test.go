@@ -142,7 +142,7 @@ func TestRefusesRequests(t *testing.T) {
 		"CONNECT with a path":            {"CONNECT /api HTTP/1.1", 400},
 		"a path that the API rejects":    {"GET /api/v1/watch HTTP/1.1", 400},
 		"no path":                        {"GET mailto:x HTTP/1.1", 400},
-		"an upgrade that is not a token": {"GET /api HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: \x80", 503},
+		"an upgrade that is not a token": {"GET /api HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: \x80", 400},
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := newAPIServer(t, nil)

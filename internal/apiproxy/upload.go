@@ -4,9 +4,7 @@
 package apiproxy
 
 import (
-	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 )
@@ -15,7 +13,9 @@ import (
 // it as if it were one of reaching the API server.
 type uploadError struct {
 	cause error
-	// gone means that the client has left. Otherwise it has sent what is no body.
+	// gone means that the client has left. Otherwise it has sent what is no body. Over
+	// HTTP/1.1, net/http ends the context of a request before its body when the client
+	// leaves; over HTTP/2 after it.
 	gone bool
 }
 
@@ -34,15 +34,14 @@ func markUpload(r *http.Request) {
 
 type upload struct {
 	io.ReadCloser
-	http2 bool // over HTTP/2, a body that is not whole ends with its stream
+	http2 bool
 }
 
 // Read returns an uploadError for any error except io.EOF.
 func (u *upload) Read(p []byte) (int, error) {
 	n, err := u.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
-		var network net.Error
-		err = &uploadError{cause: err, gone: u.http2 || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &network)}
+		err = &uploadError{cause: err, gone: u.http2}
 	}
 	return n, err
 }

@@ -93,10 +93,15 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 
 // read takes in the log until the process ends.
 func (p *Process) read(out io.Reader) {
-	scanner := bufio.NewScanner(out)
-	scanner.Buffer(nil, 1<<20)
-	for scanner.Scan() {
-		p.line(scanner.Text())
+	lines := bufio.NewReader(out)
+	for {
+		line, err := lines.ReadString('\n') // of any length: the program waits for who reads its log
+		if line != "" {
+			p.line(strings.TrimSuffix(line, "\n"))
+		}
+		if err != nil {
+			break // the process has ended, or will be seen to have
+		}
 	}
 	p.err = p.cmd.Wait()
 	close(p.done)
