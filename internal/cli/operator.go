@@ -45,7 +45,7 @@ type operatorOptions struct {
 	loginServer string              // OPERATOR_LOGIN_SERVER
 	tags        []string            // OPERATOR_INITIAL_TAGS
 	port        uint16              // TS_PORT
-	keys        tailnet.Keys        // TS_AUTHKEY, or minted with:
+	keys        tailnet.AuthKeys    // TS_AUTHKEY, or minted with:
 	credentials tailapi.Credentials // CLIENT_ID_FILE and CLIENT_SECRET_FILE, or CLIENT_ID
 	api         *tailapi.Client     // with credentials; nil without any
 }
@@ -127,7 +127,7 @@ func (o *operatorOptions) service(config *rest.Config, log *slog.Logger) (*servi
 	}
 	node, err := tailnet.NewNode(tailnet.Config{
 		Hostname: o.hostname, Dir: o.stateDir, Store: state, ControlURL: o.loginServer,
-		Tags: o.tags, Port: o.port, Keys: o.keys, Log: log,
+		Tags: o.tags, Port: o.port, AuthKeys: o.keys, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -57,7 +57,7 @@ func TestOperatorDefaults(t *testing.T) {
 	if err := o.read(env.environment()); err != nil {
 		t.Fatal(err)
 	}
-	if o.mode != apiproxy.ModeNoAuth || o.hostname != "tailscale-operator" || o.loginServer != "" || o.port != 0 || o.keys != tailnet.FixedKey("tskey") {
+	if o.mode != apiproxy.ModeNoAuth || o.hostname != "tailscale-operator" || o.loginServer != "" || o.port != 0 || o.keys != tailnet.FixedAuthKey("tskey") {
 		t.Errorf("read as %+v", o)
 	}
 	if diff := cmp.Diff([]string{"tag:k8s-operator"}, o.tags); diff != "" {

@@ -104,17 +104,17 @@ func (o *serveOptions) certificates(node *tailnet.Node) (certificates, error) {
 
 // fixedKey returns the auth key that was given by file (--auth-key-file) or environment,
 // or nil.
-func fixedKey(env environment, file string) (tailnet.Keys, error) {
+func fixedKey(env environment, file string) (tailnet.AuthKeys, error) {
 	switch value := env("TS_AUTHKEY"); {
 	case file != "" && value != "":
 		return nil, badSetting("--auth-key-file", file, "TS_AUTHKEY is set, too: give one of them")
 	case file != "":
-		if _, err := tailnet.KeyFile(file).AuthKey(context.Background()); err != nil {
+		if _, err := tailnet.AuthKeyFile(file).AuthKey(context.Background()); err != nil {
 			return nil, badSetting("--auth-key-file", file, err.Error())
 		}
-		return tailnet.KeyFile(file), nil
+		return tailnet.AuthKeyFile(file), nil
 	case value != "":
-		return tailnet.FixedKey(value), nil
+		return tailnet.FixedAuthKey(value), nil
 	}
 	return nil, nil //nolint:nilnil // none was given
 }

@@ -40,7 +40,7 @@ func (o *podOptions) findNamespace(env environment) error {
 func (o *podOptions) join(client *kubernetesClient, config *tailnet.Config, dir string) (*tailnet.SecretStore, error) {
 	state := tailnet.NewSecretStore(client, o.namespace, o.stateSecret, config.Log)
 	config.Store = state
-	config.Keys = &tailnet.SecretKeys{Client: client, Namespace: o.namespace, Name: o.authKeySecret, State: state}
+	config.AuthKeys = &tailnet.IssuedAuthKeys{Client: client, Namespace: o.namespace, Name: o.authKeySecret, State: state}
 	if config.Dir = dir; config.Dir == "" {
 		var err error
 		if config.Dir, err = os.MkdirTemp("", "tailhelm-"); err != nil {

@@ -104,7 +104,7 @@ func (o *proxyOptions) service(env environment, logs io.Writer) (*service, error
 	if o.replica.service != "" {
 		return o.hosting(env, config)
 	}
-	if config.Keys, err = fixedKey(env, o.authKeyFile); err != nil {
+	if config.AuthKeys, err = fixedKey(env, o.authKeyFile); err != nil {
 		return nil, err
 	}
 	path := cmp.Or(o.kubeconfig, env("KUBECONFIG"))

@@ -209,7 +209,7 @@ func (o *recorderOptions) service(env environment, logs io.Writer) (*recorderSer
 func (s *recorderService) keepState(env environment, config *tailnet.Config) (err error) {
 	o := s.options
 	if o.pod.stateSecret == "" {
-		if config.Keys, err = fixedKey(env, o.authKeyFile); err != nil {
+		if config.AuthKeys, err = fixedKey(env, o.authKeyFile); err != nil {
 			return err
 		}
 		config.Dir, err = makeStateDir(o.stateDir, o.hostname)

@@ -46,7 +46,7 @@ func (f *fleet) ensureKey(ctx context.Context, r replica) error {
 	key, ends := string(r.config.Data[keyAuthKey]), annotatedTime(r.config, annotationKeyEnds)
 	usable := key != "" && time.Now().Before(ends)
 	device := r.deviceID()
-	refused, asks := r.state.Data[tailnet.KeyReissue]
+	refused, asks := r.state.Data[tailnet.FieldReissue]
 	if asks {
 		return f.reissueKey(ctx, r, usable && key != string(refused))
 	}
@@ -71,7 +71,7 @@ func (f *fleet) reissueKey(ctx context.Context, r replica, has bool) error {
 	if minted, err := f.mintKey(ctx, r, r.deviceID()); err != nil || !minted {
 		return err
 	}
-	if r.deviceID() != "" || len(r.state.Data[tailnet.KeyReissue]) > 0 { // else it was only faster than we
+	if r.deviceID() != "" || len(r.state.Data[tailnet.FieldReissue]) > 0 { // else it was only faster than we
 		f.event(corev1.EventTypeWarning, "AuthKeyReissued", "EnsureAuthKey", "replica %d could not log in and got another auth key", r.ordinal)
 	}
 	return f.dropMarker(ctx, r)
@@ -180,7 +180,7 @@ func (f *fleet) dropKey(ctx context.Context, r replica) error {
 
 // dropMarker tells a replica that it has another key.
 func (f *fleet) dropMarker(ctx context.Context, r replica) error {
-	return f.patchSecret(ctx, r.state, func(s *corev1.Secret) { delete(s.Data, tailnet.KeyReissue) })
+	return f.patchSecret(ctx, r.state, func(s *corev1.Secret) { delete(s.Data, tailnet.FieldReissue) })
 }
 
 // waitsForKey says that a replica has had too many auth keys, or returns "".

@@ -152,7 +152,7 @@ func (f *fleet) tidyDevices(ctx context.Context) error {
 
 // deviceID returns the stable ID of the replica's device, or "".
 func (r replica) deviceID() string {
-	if id := r.field(tailnet.KeyDeviceID); tailapi.ValidDeviceID(id) {
+	if id := r.field(tailnet.FieldDeviceID); tailapi.ValidDeviceID(id) {
 		return id
 	}
 	return ""

@@ -228,7 +228,7 @@ func TestCleanup(t *testing.T) {
 	prefs.Hostname, prefs.AdvertiseTags = "operator", []string{tagK8s}
 	for _, d := range list {
 		if d.Hostname == "operator" {
-			state.Data = map[string][]byte{tailnet.KeyDeviceID: []byte(d.NodeID), "_current-profile": []byte("profile-1"), "profile-1": prefs.ToBytes()}
+			state.Data = map[string][]byte{tailnet.FieldDeviceID: []byte(d.NodeID), "_current-profile": []byte("profile-1"), "profile-1": prefs.ToBytes()}
 		}
 	}
 	w.create(state)
@@ -261,7 +261,7 @@ func TestCleanupWithoutOperator(t *testing.T) {
 	const foreign = "example.com/backup"
 	w.edit(kept, func(g *v1alpha1.ProxyGroup) { controllerutil.AddFinalizer(g, foreign) })
 	w.tailnet.Fail(testtailnet.PathAPI, testtailnet.Fault{Status: http.StatusInternalServerError})
-	w.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Data: map[string][]byte{tailnet.KeyDeviceID: []byte("n1")}})
+	w.create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Data: map[string][]byte{tailnet.FieldDeviceID: []byte("n1")}})
 	cleanup := Cleanup{Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace, Operator: w.config.Operator, StateSecret: "operator", Timeout: 24 * time.Second}
 	if err := cleanup.Run(t.Context()); err != nil {
 		t.Fatal(err)

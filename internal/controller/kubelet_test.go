@@ -108,10 +108,10 @@ func (k *kubelet) play(ctx context.Context, pod *corev1.Pod) error {
 		return err
 	}
 	changes := map[string]any{}
-	if k.devices[string(state.Data[tailnet.KeyDeviceID])] == nil || state.Data[tailnet.KeyReissue] != nil {
-		key := string(config.Data[tailnet.KeyAuthKey])
+	if k.devices[string(state.Data[tailnet.FieldDeviceID])] == nil || state.Data[tailnet.FieldReissue] != nil {
+		key := string(config.Data[tailnet.FieldAuthKey])
 		if key == "" || k.refuse[key] {
-			return errors.Join(errNotYet, k.patch(ctx, state, map[string]any{tailnet.KeyReissue: key, tailnet.KeyPodUID: string(pod.UID)}))
+			return errors.Join(errNotYet, k.patch(ctx, state, map[string]any{tailnet.FieldReissue: key, tailnet.FieldPodUID: string(pod.UID)}))
 		}
 		k.refuse[key] = true // it is for one login
 		if err := k.w.tailnet.RevokeKey(key); err != nil {
@@ -132,7 +132,7 @@ func (k *kubelet) play(ctx context.Context, pod *corev1.Pod) error {
 				if err != nil {
 					return err
 				}
-				changes[tailnet.KeyDeviceID], changes[tailnet.KeyDeviceFQDN], changes[tailnet.KeyDeviceIPs] = d.NodeID, d.Name, string(ips)
+				changes[tailnet.FieldDeviceID], changes[tailnet.FieldDeviceFQDN], changes[tailnet.FieldDeviceIPs] = d.NodeID, d.Name, string(ips)
 			}
 		}
 	}
@@ -144,7 +144,7 @@ func (k *kubelet) play(ctx context.Context, pod *corev1.Pod) error {
 	if err != nil {
 		return err
 	}
-	changes[tailnet.KeyPodUID], changes[tailnet.KeyChecks] = string(pod.UID), string(encoded)
+	changes[tailnet.FieldPodUID], changes[tailnet.FieldChecks] = string(pod.UID), string(encoded)
 	if err := k.patch(ctx, state, changes); err != nil {
 		return err
 	}

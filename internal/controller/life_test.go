@@ -278,27 +278,27 @@ func TestReissue(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: stateSecretName(g.Name, 0), Namespace: w.namespace}}
-	if err := w.kubelet.patch(t.Context(), state, map[string]any{tailnet.KeyReissue: ""}); err != nil {
+	if err := w.kubelet.patch(t.Context(), state, map[string]any{tailnet.FieldReissue: ""}); err != nil {
 		t.Fatal(err)
 	}
 	config := &corev1.Secret{}
 	w.eventually("another key, and no marker", func(ctx context.Context) error {
 		w.exists(ctx, config, configSecretName(g.Name, 0))
 		w.exists(ctx, state, state.Name)
-		if _, asks := state.Data[tailnet.KeyReissue]; asks || len(config.Data[keyAuthKey]) == 0 {
+		if _, asks := state.Data[tailnet.FieldReissue]; asks || len(config.Data[keyAuthKey]) == 0 {
 			return fmt.Errorf("key %q, asks %v", config.Data[keyAuthKey], asks)
 		}
 		return nil
 	})
 	first := string(config.Data[keyAuthKey])
 	// It is refused, too: one more.
-	if err := w.kubelet.patch(t.Context(), state, map[string]any{tailnet.KeyReissue: first}); err != nil {
+	if err := w.kubelet.patch(t.Context(), state, map[string]any{tailnet.FieldReissue: first}); err != nil {
 		t.Fatal(err)
 	}
 	w.eventually("a third key", func(ctx context.Context) error {
 		w.exists(ctx, config, configSecretName(g.Name, 0))
 		w.exists(ctx, state, state.Name)
-		if _, asks := state.Data[tailnet.KeyReissue]; asks || string(config.Data[keyAuthKey]) == first || len(config.Data[keyAuthKey]) == 0 {
+		if _, asks := state.Data[tailnet.FieldReissue]; asks || string(config.Data[keyAuthKey]) == first || len(config.Data[keyAuthKey]) == 0 {
 			return fmt.Errorf("key %q, asks %v", config.Data[keyAuthKey], asks)
 		}
 		return nil

@@ -56,7 +56,7 @@ const (
 
 // Keys of a replica's config Secret.
 const (
-	keyAuthKey         = tailnet.KeyAuthKey
+	keyAuthKey         = tailnet.FieldAuthKey
 	keyStaticEndpoints = tailnet.KeyStaticEndpoints
 )
 

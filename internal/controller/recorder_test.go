@@ -163,11 +163,11 @@ func TestRecorderNamesAnotherDevice(t *testing.T) {
 	database := w.device("database")
 	r := w.recorder(v1alpha1.RecorderSpec{Replicas: ptr.To[int32](2)})
 	w.waitTaking(r)
-	w.tell(r, 1, map[string]any{tailnet.KeyDeviceID: database})
+	w.tell(r, 1, map[string]any{tailnet.FieldDeviceID: database})
 	w.scaleRecorder(r, 1)
 	w.event(r, "DeviceNotDeleted", database)
 	w.waitDevices("database", r.Name+"-0")
-	w.tell(r, 0, map[string]any{tailnet.KeyDeviceID: database})
+	w.tell(r, 0, map[string]any{tailnet.FieldDeviceID: database})
 	w.delete(r)
 	w.waitGone(r)
 	w.waitDevices("database")
@@ -219,7 +219,7 @@ func TestRecorderIsRepaired(t *testing.T) {
 	w := newWorld(t)
 	r := w.recorder(v1alpha1.RecorderSpec{})
 	w.waitTaking(r)
-	device := w.told(r, 0, tailnet.KeyDeviceID)
+	device := w.told(r, 0, tailnet.FieldDeviceID)
 	uid := w.statefulSet(r).UID
 	w.delete(&appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: r.Name, Namespace: w.namespace}})
 	w.eventually("another StatefulSet, with the same device", func(ctx context.Context) error {
@@ -231,13 +231,13 @@ func TestRecorderIsRepaired(t *testing.T) {
 		if err := w.client.Get(ctx, types.NamespacedName{Namespace: w.namespace, Name: r.Name + "-0"}, pod); err != nil {
 			return err
 		}
-		if !strings.EqualFold(w.told(r, 0, tailnet.KeyPodUID), string(pod.UID)) {
+		if !strings.EqualFold(w.told(r, 0, tailnet.FieldPodUID), string(pod.UID)) {
 			return errors.New("the new pod has not told yet")
 		}
 		return nil
 	})
 	w.waitTaking(r)
-	if now := w.told(r, 0, tailnet.KeyDeviceID); now != device {
+	if now := w.told(r, 0, tailnet.FieldDeviceID); now != device {
 		t.Errorf("device %s, want %s", now, device)
 	}
 }

@@ -41,7 +41,7 @@ func (r replica) field(key string) string {
 // live reports whether the pod that runs now wrote what the state Secret says. What an
 // earlier pod wrote says nothing about now.
 func (r replica) live() bool {
-	return r.pod != nil && r.pod.DeletionTimestamp == nil && r.pod.UID != "" && strings.EqualFold(r.field(tailnet.KeyPodUID), string(r.pod.UID))
+	return r.pod != nil && r.pod.DeletionTimestamp == nil && r.pod.UID != "" && strings.EqualFold(r.field(tailnet.FieldPodUID), string(r.pod.UID))
 }
 
 // running reports whether the replica is a device of the tailnet now.
@@ -60,7 +60,7 @@ func (f *fleet) ready(r replica) bool {
 // checks returns the readiness checks that fail, with the reasons; nil when the replica
 // has not told yet. It is what the replica says, made fit to be shown.
 func (r replica) checks() map[string]string {
-	report := r.field(tailnet.KeyChecks)
+	report := r.field(tailnet.FieldChecks)
 	if len(report) > maxReport {
 		return map[string]string{"report": fmt.Sprintf("is longer than %d bytes", maxReport)}
 	}
@@ -83,7 +83,7 @@ func (r replica) checks() map[string]string {
 // hostname returns the first label of the device's name, and the domain that follows; ""
 // when what the replica says is no name.
 func (r replica) hostname() (label, domain string) {
-	name := r.field(tailnet.KeyDeviceFQDN)
+	name := r.field(tailnet.FieldDeviceFQDN)
 	label, domain, _ = strings.Cut(name, ".")
 	if len(validation.IsDNS1123Subdomain(name)) > 0 || len(validation.IsDNS1123Label(label)) > 0 {
 		return "", ""
@@ -94,7 +94,7 @@ func (r replica) hostname() (label, domain string) {
 // ips returns the device's addresses.
 func (r replica) ips() []string {
 	var told []string
-	if err := json.Unmarshal([]byte(r.field(tailnet.KeyDeviceIPs)), &told); err != nil {
+	if err := json.Unmarshal([]byte(r.field(tailnet.FieldDeviceIPs)), &told); err != nil {
 		return nil
 	}
 	var ips []string

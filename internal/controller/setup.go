@@ -132,7 +132,7 @@ func secretChanged(e event.UpdateEvent) bool {
 		return true
 	}
 	for _, key := range []string{
-		tailnet.KeyDeviceID, tailnet.KeyDeviceFQDN, tailnet.KeyDeviceIPs, tailnet.KeyPodUID, tailnet.KeyReissue, tailnet.KeyChecks,
+		tailnet.FieldDeviceID, tailnet.FieldDeviceFQDN, tailnet.FieldDeviceIPs, tailnet.FieldPodUID, tailnet.FieldReissue, tailnet.FieldChecks,
 		keyAuthKey, keyStaticEndpoints,
 	} {
 		a, hadIt := before.Data[key]

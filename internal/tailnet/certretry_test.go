@@ -57,7 +57,7 @@ func (a *failingAuthority) issueFor(domains ...string) {
 func TestCertificateRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		authority := &failingAuthority{domains: []string{"a.tail1234.ts.net"}}
-		n := newTestNode(FixedKey("k"), quiet)
+		n := newTestNode(FixedAuthKey("k"), quiet)
 		n.client = &local.Client{Transport: authority, OmitAuth: true}
 		n.status.name = "a.tail1234.ts.net"
 		c := n.Certificates()

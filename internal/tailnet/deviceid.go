@@ -17,7 +17,7 @@ type StoredDevice struct {
 // DeviceOf returns the device whose state a Secret holds: by what it reports, and by its
 // own profile.
 func DeviceOf(state map[string][]byte) StoredDevice {
-	d := StoredDevice{ID: string(state[KeyDeviceID])}
+	d := StoredDevice{ID: string(state[FieldDeviceID])}
 	profile := state[secretKey(ipn.CurrentProfileStateKey)]
 	if len(profile) == 0 {
 		return d

@@ -8,7 +8,7 @@
 //   - Joining never ends the process. Whatever keeps the node off the tailnet (a
 //     revoked key, a wrong tag, device approval, a control server that is away) is
 //     told by [Node.Ready] in a sentence that says what to do, and tried again.
-//   - Auth keys come from a [Keys]: a fixed key, or one minted by the Tailscale
+//   - Auth keys come from a [AuthKeys]: a fixed key, or one minted by the Tailscale
 //     API for each login, with an OAuth client or a workload identity. A node that
 //     was logged out, whose key expired or which was removed from the tailnet logs
 //     itself in again.
@@ -24,7 +24,7 @@
 //     come from this process's own network stack and carry the caller's address. Hosts
 //     share one certificate ([SharedCertificates]), which one of them orders.
 //   - What others must know of a node is in its state Secret ([Node.Report]), where a
-//     node without a working auth key asks for another, too ([SecretKeys]).
+//     node without a working auth key asks for another, too ([IssuedAuthKeys]).
 //
 // # Trade-offs
 //

@@ -81,7 +81,7 @@ func (n *Node) notice(ctx context.Context, note *ipn.Notify) {
 		n.config.Log.WarnContext(ctx, "the control server refuses the device", "error", err)
 		n.update(func(s *status) { s.err = fmt.Errorf("the control server says: %w", err) })
 	}
-	if note.BrowseToURL != nil && *note.BrowseToURL != "" && n.config.Keys == nil {
+	if note.BrowseToURL != nil && *note.BrowseToURL != "" && n.config.AuthKeys == nil {
 		n.config.Log.WarnContext(ctx, "log the device in to the tailnet", "at", *note.BrowseToURL)
 		n.update(func(s *status) { s.loginURL = *note.BrowseToURL })
 	}
@@ -181,7 +181,7 @@ func needsLogin(s status) bool { return s.state == ipn.NeedsLogin || s.isRemoved
 // the attempt fails, and reports whether it is logged in. A node that a person
 // must log in is waited for without end.
 func (n *Node) loggedInWithin(ctx context.Context, grace time.Duration) bool {
-	if n.config.Keys != nil {
+	if n.config.AuthKeys != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, grace)
 		defer cancel()
@@ -196,10 +196,10 @@ func (n *Node) loggedInWithin(ctx context.Context, grace time.Duration) bool {
 
 // authKey returns a key for the next login, or "" when a person logs the node in.
 func (n *Node) authKey(ctx context.Context) (string, error) {
-	if n.config.Keys == nil {
+	if n.config.AuthKeys == nil {
 		return "", nil
 	}
-	return n.config.Keys.AuthKey(ctx)
+	return n.config.AuthKeys.AuthKey(ctx)
 }
 
 // firstKey returns the key for the first login. A device that starts without one

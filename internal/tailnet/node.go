@@ -55,9 +55,9 @@ type Config struct {
 	// Endpoints are addresses at which the node can be reached from outside its network,
 	// besides those that it finds by itself.
 	Endpoints []netip.AddrPort
-	// Keys log the node in, or are nil: then a person does, at the address that the
+	// AuthKeys log the node in, or are nil: then a person does, at the address that the
 	// log tells. Nothing else tells it: who opens it owns the device.
-	Keys Keys
+	AuthKeys AuthKeys
 	// Log gets what the node has to say; at level debug, all that Tailscale's code says.
 	Log *slog.Logger
 }

@@ -17,8 +17,8 @@ import (
 )
 
 // newTestNode returns a node that is not running.
-func newTestNode(keys Keys, log *slog.Logger) *Node {
-	n := &Node{config: Config{Keys: keys, Log: log}, changed: make(chan struct{})}
+func newTestNode(keys AuthKeys, log *slog.Logger) *Node {
+	n := &Node{config: Config{AuthKeys: keys, Log: log}, changed: make(chan struct{})}
 	n.peers = newPeers(nil, nil)
 	return n
 }
@@ -68,7 +68,7 @@ func TestNoticeInvalidates(t *testing.T) {
 		"another state":   {ipn.Notify{State: &starting}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newTestNode(FixedKey("k"), quiet)
+			n := newTestNode(FixedAuthKey("k"), quiet)
 			changed := n.Changed()
 			n.notice(t.Context(), &tc.note)
 			told := false
@@ -89,9 +89,9 @@ func TestNoticeInvalidates(t *testing.T) {
 func TestNoticeLoginURL(t *testing.T) {
 	const address = "https://login.example.com/a/secret"
 	for name, tc := range map[string]struct {
-		keys Keys
+		keys AuthKeys
 		want bool
-	}{"a person logs in": {nil, true}, "a key logs in": {FixedKey("k"), false}} {
+	}{"a person logs in": {nil, true}, "a key logs in": {FixedAuthKey("k"), false}} {
 		t.Run(name, func(t *testing.T) {
 			var text strings.Builder
 			n := newTestNode(tc.keys, slog.New(slog.NewJSONHandler(&text, nil)))
@@ -108,7 +108,7 @@ func TestNoticeLoginURL(t *testing.T) {
 }
 
 func TestNoticeError(t *testing.T) {
-	n := newTestNode(FixedKey("k"), quiet)
+	n := newTestNode(FixedAuthKey("k"), quiet)
 	message := "invalid key: not valid"
 	n.notice(t.Context(), &ipn.Notify{ErrMessage: &message})
 	if err := n.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "the control server says: invalid key: not valid") {
@@ -164,7 +164,7 @@ func TestFirstKey(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		n.config.Keys = &failingKeys{left: 1000}
+		n.config.AuthKeys = &failingKeys{left: 1000}
 		if _, err := n.firstKey(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}

@@ -161,7 +161,7 @@ func (n *Node) removalError(s *status) error {
 	switch {
 	case s.err != nil:
 		return fmt.Errorf("%s, and cannot log in again: %w", removed, s.err)
-	case n.config.Keys != nil:
+	case n.config.AuthKeys != nil:
 		return errors.New(removed + ": it is logging in again with a new auth key")
 	case s.loginURL != "":
 		return errors.New(removed + ": log it in again: the log has the address to open")

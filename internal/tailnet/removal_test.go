@@ -38,9 +38,9 @@ type running struct {
 }
 
 // newRunning runs a node until the test ends.
-func newRunning(t *testing.T, tn *testtailnet.Tailnet, dir string, timing removalTiming, keys Keys, log *slog.Logger) *running {
+func newRunning(t *testing.T, tn *testtailnet.Tailnet, dir string, timing removalTiming, keys AuthKeys, log *slog.Logger) *running {
 	t.Helper()
-	n, err := NewNode(Config{Hostname: "kube", Dir: dir, ControlURL: tn.URL(), Keys: keys, Log: log})
+	n, err := NewNode(Config{Hostname: "kube", Dir: dir, ControlURL: tn.URL(), AuthKeys: keys, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestRemovedWithoutKeys(t *testing.T) {
 	t.Parallel()
 	tn, dir := testtailnet.New(t, testtailnet.Options{}), t.TempDir()
 	t.Run("logged in by a person", func(t *testing.T) {
-		newRunning(t, tn, dir, never, FixedKey(tn.AuthKey(testtailnet.Identity{Tags: []string{"tag:k8s"}})), quiet)
+		newRunning(t, tn, dir, never, FixedAuthKey(tn.AuthKey(testtailnet.Identity{Tags: []string{"tag:k8s"}})), quiet)
 	})
 	r := newRunning(t, tn, dir, soon, nil, quiet)
 	if err := tn.Remove("kube"); err != nil {
@@ -256,7 +256,7 @@ func TestNotRemoved(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tn := testtailnet.New(t, testtailnet.Options{})
-			r := newRunning(t, tn, t.TempDir(), never, FixedKey(tn.AuthKey(testtailnet.Identity{Tags: []string{"tag:k8s"}})), quiet)
+			r := newRunning(t, tn, t.TempDir(), never, FixedAuthKey(tn.AuthKey(testtailnet.Identity{Tags: []string{"tag:k8s"}})), quiet)
 			r.serve()
 			before, w := device(tn), r.watchByHand()
 			if err := tn.StopControl(); err != nil {

@@ -13,29 +13,29 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// Keys of a device's state Secret that are for others to read: the operator, which
+// Fields of a device's state Secret that are for others to read: the operator, which
 // looks after the devices of replicas, and people. All but the last are those of
 // Tailscale's own proxies.
 const (
-	// KeyDeviceID is the stable ID of the device.
-	KeyDeviceID = "device_id"
-	// KeyDeviceFQDN is the device's FQDN without the trailing dot.
-	KeyDeviceFQDN = "device_fqdn"
-	// KeyDeviceIPs are the device's tailnet addresses, a JSON array.
-	KeyDeviceIPs = "device_ips"
-	// KeyPodUID is the UID of the pod that wrote the rest.
-	KeyPodUID = "pod_uid"
-	// KeyReissue asks for another auth key. Its value is the key that the control
+	// FieldDeviceID is the stable ID of the device.
+	FieldDeviceID = "device_id"
+	// FieldDeviceFQDN is the device's FQDN without the trailing dot.
+	FieldDeviceFQDN = "device_fqdn"
+	// FieldDeviceIPs are the device's tailnet addresses, a JSON array.
+	FieldDeviceIPs = "device_ips"
+	// FieldPodUID is the UID of the pod that wrote the rest.
+	FieldPodUID = "pod_uid"
+	// FieldReissue asks for another auth key. Its value is the key that the control
 	// server refused, or empty when there was none.
-	KeyReissue = "reissue_authkey"
-	// KeyChecks are the readiness checks that fail, a JSON object of their names and
+	FieldReissue = "reissue_authkey"
+	// FieldChecks are the readiness checks that fail, a JSON object of their names and
 	// reasons.
-	KeyChecks = "checks"
+	FieldChecks = "checks"
 )
 
 // reported are these keys. They come and go, and the operator takes some away.
 var reported = map[string]bool{
-	KeyDeviceID: true, KeyDeviceFQDN: true, KeyDeviceIPs: true, KeyPodUID: true, KeyReissue: true, KeyChecks: true,
+	FieldDeviceID: true, FieldDeviceFQDN: true, FieldDeviceIPs: true, FieldPodUID: true, FieldReissue: true, FieldChecks: true,
 }
 
 const (
@@ -93,7 +93,7 @@ func (n *Node) report(podUID string, failing map[string]string) (map[string][]by
 	if err != nil {
 		return nil, fmt.Errorf("encoding the checks: %w", err)
 	}
-	report := map[string][]byte{KeyPodUID: []byte(podUID), KeyChecks: checks}
+	report := map[string][]byte{FieldPodUID: []byte(podUID), FieldChecks: checks}
 	st := n.currentStatus()
 	if st.id == "" {
 		return report, nil
@@ -102,6 +102,6 @@ func (n *Node) report(podUID string, failing map[string]string) (map[string][]by
 	if err != nil {
 		return nil, fmt.Errorf("encoding the device's addresses: %w", err)
 	}
-	report[KeyDeviceID], report[KeyDeviceFQDN], report[KeyDeviceIPs] = []byte(st.id), []byte(st.name), ips
+	report[FieldDeviceID], report[FieldDeviceFQDN], report[FieldDeviceIPs] = []byte(st.id), []byte(st.name), ips
 	return report, nil
 }

@@ -127,7 +127,7 @@ func (s *SecretStore) oweLost(secret *corev1.Secret) bool {
 		lost = lost || !has && !reported[key] && !s.owed[key]
 	}
 	for key := range s.data {
-		if lost && key != KeyReissue { // that may have been answered long ago
+		if lost && key != FieldReissue { // that may have been answered long ago
 			s.owed[key] = true
 		}
 	}

@@ -142,7 +142,7 @@ func TestStartWaitsForState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := secrets(nil)
 		failing(client, "get", -1, away)
-		n := newTestNode(FixedKey("k"), quiet)
+		n := newTestNode(FixedAuthKey("k"), quiet)
 		n.config.Store = NewSecretStore(client, "tailscale", "operator", quiet)
 		ctx, cancel := context.WithCancel(t.Context())
 		started := make(chan error)
@@ -179,7 +179,7 @@ func TestWriteStateWhileAPIServerIsAway(t *testing.T) {
 	}{
 		"a moment": {time.Second, func(*testing.T, *SecretStore) error { return nil }},
 		"until the next report": {time.Minute, func(t *testing.T, s *SecretStore) error {
-			return s.write(t.Context(), map[string][]byte{KeyPodUID: []byte("u")})
+			return s.write(t.Context(), map[string][]byte{FieldPodUID: []byte("u")})
 		}},
 		"until it is looked at":     {time.Minute, func(t *testing.T, s *SecretStore) error { return s.Restore(t.Context()) }},
 		"until the next state":      {time.Minute, func(_ *testing.T, s *SecretStore) error { return s.WriteState("other", []byte("o")) }},
@@ -237,7 +237,7 @@ func TestWriteStateDuringSlowReport(t *testing.T) {
 		}
 		failing(client, "patch", -1, away)
 		done := make(chan error)
-		go func() { done <- s.write(t.Context(), map[string][]byte{KeyPodUID: []byte("u")}) }()
+		go func() { done <- s.write(t.Context(), map[string][]byte{FieldPodUID: []byte("u")}) }()
 		synctest.Wait()
 		began := time.Now()
 		if err := s.WriteState("a", []byte("2")); err != nil || time.Since(began) > stateTimeout {
@@ -264,7 +264,7 @@ func TestRestore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.write(t.Context(), map[string][]byte{KeyReissue: []byte("k"), KeyPodUID: []byte("u")}); err != nil {
+			if err := s.write(t.Context(), map[string][]byte{FieldReissue: []byte("k"), FieldPodUID: []byte("u")}); err != nil {
 				t.Fatal(err)
 			}
 			replace := func(change func(*corev1.Secret)) {
@@ -287,10 +287,10 @@ func TestRestore(t *testing.T) {
 					t.Errorf("Secret (-want +got):\n%s", diff)
 				}
 			}
-			replace(func(s *corev1.Secret) { delete(s.Data, KeyReissue); delete(s.Data, KeyPodUID) })
+			replace(func(s *corev1.Secret) { delete(s.Data, FieldReissue); delete(s.Data, FieldPodUID) })
 			check(map[string][]byte{"_machinekey": []byte("m")})
 			replace(change)
-			check(map[string][]byte{"_machinekey": []byte("m"), KeyPodUID: []byte("u")})
+			check(map[string][]byte{"_machinekey": []byte("m"), FieldPodUID: []byte("u")})
 		})
 	}
 }
@@ -299,7 +299,7 @@ func TestRestore(t *testing.T) {
 func TestWriteStateDuringRestore(t *testing.T) {
 	for name, first := range map[string]func(*testing.T, *SecretStore) error{
 		"that waits for a report": func(t *testing.T, s *SecretStore) error {
-			return s.write(t.Context(), map[string][]byte{KeyPodUID: []byte("u")})
+			return s.write(t.Context(), map[string][]byte{FieldPodUID: []byte("u")})
 		},
 		"that is under way": func(*testing.T, *SecretStore) error { return nil },
 	} {
@@ -340,7 +340,7 @@ func TestWriteStateDuringRestore(t *testing.T) {
 					t.Errorf("read %q, %v", got, err)
 				}
 				data := stored(t, client)
-				delete(data, KeyPodUID)
+				delete(data, FieldPodUID)
 				if diff := cmp.Diff(map[string][]byte{"a": []byte("2"), "same": []byte("s")}, data); diff != "" {
 					t.Errorf("Secret (-want +got):\n%s", diff)
 				}

@@ -25,7 +25,7 @@ func TestNameWarning(t *testing.T) {
 		"": false, "kube.tail1234.ts.net": false, "kube-1.tail1234.ts.net": true, "kube-12.tail1234.ts.net": true,
 		"kube-eu.tail1234.ts.net": false, "kube-1-eu.tail1234.ts.net": false, "other.tail1234.ts.net": false, "kube-.tail1234.ts.net": false,
 	} {
-		n := newTestNode(FixedKey("k"), quiet)
+		n := newTestNode(FixedAuthKey("k"), quiet)
 		n.config.Hostname, n.status.name = "kube", name
 		if err := n.NameWarning(t.Context()); (err != nil) != warns {
 			t.Errorf("%q: %v, want a warning: %v", name, err, warns)
@@ -76,7 +76,7 @@ func TestRenewalFails(t *testing.T) {
 		}
 		authority.limited.Store(true)
 		var log bytes.Buffer
-		n := newTestNode(FixedKey("k"), slog.New(slog.NewTextHandler(&log, nil)))
+		n := newTestNode(FixedAuthKey("k"), slog.New(slog.NewTextHandler(&log, nil)))
 		n.client = &local.Client{Transport: authority, OmitAuth: true}
 		n.status.name = name
 		c := n.Certificates()

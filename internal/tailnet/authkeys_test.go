@@ -70,10 +70,10 @@ func TestMinter(t *testing.T) {
 
 func TestFixedKeys(t *testing.T) {
 	dir := t.TempDir()
-	if key, err := FixedKey("k").AuthKey(t.Context()); key != "k" || err != nil {
+	if key, err := FixedAuthKey("k").AuthKey(t.Context()); key != "k" || err != nil {
 		t.Errorf("%q, %v", key, err)
 	}
-	file := KeyFile(write(t, dir, "key", "\n one \n"))
+	file := AuthKeyFile(write(t, dir, "key", "\n one \n"))
 	if key, err := file.AuthKey(t.Context()); key != "one" || err != nil {
 		t.Errorf("%q, %v", key, err)
 	}

@@ -10,24 +10,24 @@ import (
 	"github.com/tailhelm/tailhelm/internal/tailapi"
 )
 
-// Keys give a node the auth keys with which it logs in.
-type Keys interface {
+// AuthKeys give a node the auth keys with which it logs in.
+type AuthKeys interface {
 	// AuthKey returns an auth key for the next login.
 	AuthKey(ctx context.Context) (string, error)
 }
 
-// FixedKey is an auth key that was given.
-type FixedKey string
+// FixedAuthKey is an auth key that was given.
+type FixedAuthKey string
 
 // AuthKey returns the key.
-func (k FixedKey) AuthKey(context.Context) (string, error) { return string(k), nil }
+func (k FixedAuthKey) AuthKey(context.Context) (string, error) { return string(k), nil }
 
-// KeyFile is the path of a file with an auth key. It is read at each login, so
+// AuthKeyFile is the path of a file with an auth key. It is read at each login, so
 // the key can be replaced.
-type KeyFile string
+type AuthKeyFile string
 
 // AuthKey returns what the file holds, without white space around it.
-func (f KeyFile) AuthKey(context.Context) (string, error) { return tailapi.ReadSecret(string(f)) }
+func (f AuthKeyFile) AuthKey(context.Context) (string, error) { return tailapi.ReadSecret(string(f)) }
 
 // Minter mints an auth key for each login with the Tailscale API, so that no
 // long-lived key exists.

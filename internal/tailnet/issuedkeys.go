@@ -13,20 +13,20 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// KeyAuthKey is the key of a Secret with an auth key.
-const KeyAuthKey = "authkey"
+// FieldAuthKey is the key of a Secret with an auth key.
+const FieldAuthKey = "authkey"
 
 const (
-	// issuePoll is how often a SecretKeys looks for the key that it has asked for.
+	// issuePoll is how often a IssuedAuthKeys looks for the key that it has asked for.
 	issuePoll = time.Second
 	// issueWait is how long it looks before it says that there is none.
 	issueWait = 30 * time.Second
 )
 
-// SecretKeys are auth keys that the operator issues, one at a time, in a Secret. A
+// IssuedAuthKeys are auth keys that the operator issues, one at a time, in a Secret. A
 // key that did not work is not tried again: another is asked for in the device's
-// state Secret (see [KeyReissue]). It needs get on the Secret.
-type SecretKeys struct {
+// state Secret (see [FieldReissue]). It needs get on the Secret.
+type IssuedAuthKeys struct {
 	// Client reads the Secret.
 	Client KubernetesClient
 	// Namespace and Name are those of the Secret.
@@ -39,7 +39,7 @@ type SecretKeys struct {
 
 // AuthKey returns a key that it has not returned before. When there is none, it
 // asks the operator for one and waits a while.
-func (k *SecretKeys) AuthKey(ctx context.Context) (string, error) {
+func (k *IssuedAuthKeys) AuthKey(ctx context.Context) (string, error) {
 	var key string
 	err := wait.PollUntilContextTimeout(ctx, issuePoll, issueWait, true, func(ctx context.Context) (bool, error) {
 		var err error
@@ -62,16 +62,16 @@ func (k *SecretKeys) AuthKey(ctx context.Context) (string, error) {
 }
 
 // read returns the key that the Secret holds, or "".
-func (k *SecretKeys) read(ctx context.Context) (string, error) {
+func (k *IssuedAuthKeys) read(ctx context.Context) (string, error) {
 	secret, err := k.Client.CoreV1().Secrets(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
 	if err != nil {
 		return "", fmt.Errorf("the auth key in Secret %s/%s: %w", k.Namespace, k.Name, err)
 	}
-	return string(secret.Data[KeyAuthKey]), nil
+	return string(secret.Data[FieldAuthKey]), nil
 }
 
 // ask asks the operator for another key than the last one. The operator takes the
 // request back when it has issued one.
-func (k *SecretKeys) ask(ctx context.Context) error {
-	return k.State.write(ctx, map[string][]byte{KeyReissue: []byte(k.given)})
+func (k *IssuedAuthKeys) ask(ctx context.Context) error {
+	return k.State.write(ctx, map[string][]byte{FieldReissue: []byte(k.given)})
 }
