@@ -219,7 +219,9 @@ func (s *Server) settle(ctx context.Context) {
 func (s *Server) awaitStreams(ctx context.Context) {
 	open, timeout := s.config.Proxy.calls, s.config.DrainTimeout
 	open.refuse(refuseDraining(), KindStream)
-	s.config.Log.InfoContext(ctx, "serving on until streams have ended", "timeout", timeout.String(), "streams", open.count(KindStream))
+	if streams := open.count(KindStream); streams > 0 {
+		s.config.Log.InfoContext(ctx, "serving on until streams have ended", "timeout", timeout.String(), "streams", streams)
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout-min(lastRequests, timeout/2))
 	defer cancel()
 	_ = open.wait(ctx, KindStream) // drain gives those that are open the rest
