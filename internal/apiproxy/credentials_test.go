@@ -168,15 +168,22 @@ func TestCheckImpersonator(t *testing.T) {
 		all        bool // another authorizer allows everything
 		want       string
 	}{
-		"may impersonate":            {rules: []authorizationv1.ResourceRule{rule("create", "selfsubjectreviews"), rule("impersonate", "users,groups")}},
-		"all verbs on users":         {rules: []authorizationv1.ResourceRule{rule("*", "users,groups")}},
-		"may not":                    {rules: []authorizationv1.ResourceRule{rule("create", "selfsubjectreviews")}, want: "may not impersonate users"},
-		"groups only":                {rules: []authorizationv1.ResourceRule{rule("impersonate", "groups")}, want: "may not impersonate users"},
-		"nothing":                    {want: "may not impersonate users"},
-		"who knows":                  {incomplete: true},
-		"everything":                 {rules: []authorizationv1.ResourceRule{rule("impersonate", "users,groups"), rule("*", "*")}, want: "may do everything"},
-		"everything, and who knows":  {rules: []authorizationv1.ResourceRule{rule("*", "*")}, incomplete: true, want: "may do everything"},
-		"everything, by a webhook":   {rules: []authorizationv1.ResourceRule{rule("impersonate", "users,groups")}, incomplete: true, all: true, want: "may do everything"},
+		"may impersonate":           {rules: []authorizationv1.ResourceRule{rule("create", "selfsubjectreviews"), rule("impersonate", "users,groups")}},
+		"all verbs on users":        {rules: []authorizationv1.ResourceRule{rule("*", "users,groups")}},
+		"may not":                   {rules: []authorizationv1.ResourceRule{rule("create", "selfsubjectreviews")}, want: "may not impersonate users"},
+		"groups only":               {rules: []authorizationv1.ResourceRule{rule("impersonate", "groups")}, want: "may not impersonate users"},
+		"nothing":                   {want: "may not impersonate users"},
+		"who knows":                 {incomplete: true},
+		"everything":                {rules: []authorizationv1.ResourceRule{rule("impersonate", "users,groups"), rule("*", "*")}, want: "may do everything"},
+		"everything, and who knows": {rules: []authorizationv1.ResourceRule{rule("*", "*")}, incomplete: true, want: "may do everything"},
+		"everything, by a webhook":  {rules: []authorizationv1.ResourceRule{rule("impersonate", "users,groups")}, incomplete: true, all: true, want: "may do everything"},
+		"everything of another API": {rules: []authorizationv1.ResourceRule{
+			rule("impersonate", "users,groups"), {Verbs: []string{"*"}, APIGroups: []string{"example.com"}, Resources: []string{"*"}},
+		}},
+		"users of another API": {
+			rules: []authorizationv1.ResourceRule{{Verbs: []string{"impersonate"}, APIGroups: []string{"example.com"}, Resources: []string{"users"}}},
+			want:  "may not impersonate users",
+		},
 		"impersonation of all kinds": {rules: []authorizationv1.ResourceRule{rule("impersonate", "*")}},
 	} {
 		t.Run(name, func(t *testing.T) {
