@@ -60,7 +60,7 @@ func newRoot(env environment, logs io.Writer) *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &settingError{err.Error()} })
 	root.AddCommand(newOperator(env, logs), newProxy(env, logs), newRecorder(env, logs), newCleanup(env, logs), newVersion())
-	root.AddCommand(newKubeconfig())
+	root.AddCommand(newKubeconfig(), newDoctor())
 	return root
 }
 
