@@ -49,8 +49,8 @@ type Cleanup struct {
 	Operator string
 	// StateSecret holds the state of the operator's own device.
 	StateSecret string
-	// Timeout bounds the whole, of which the last quarter, at most a minute, is for the
-	// operator's device. After half of it, what is in the tailnet may stay there;
+	// Timeout bounds the whole. A quarter of it, at most a minute, is for the operator's
+	// device at the end. After half of the rest, what is in the tailnet may stay there;
 	// after three quarters, groups go without their operator.
 	Timeout time.Duration
 
@@ -78,7 +78,7 @@ func (c Cleanup) Run(ctx context.Context) error {
 	}
 	whole, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	ctx, cancel = context.WithTimeout(whole, c.Timeout-min(c.Timeout/4, time.Minute))
+	ctx, cancel = context.WithTimeout(whole, c.forParents())
 	defer cancel()
 	if err := c.deleteParents(ctx); err != nil {
 		return err
@@ -88,6 +88,9 @@ func (c Cleanup) Run(ctx context.Context) error {
 	}
 	return c.deleteDevice(whole)
 }
+
+// forParents is how much of the timeout there is before the operator's device has its turn.
+func (c Cleanup) forParents() time.Duration { return c.Timeout - min(c.Timeout/4, time.Minute) }
 
 // parents returns the ProxyGroups and Recorders of the operator.
 func (c Cleanup) parents(ctx context.Context) ([]parent, error) {
@@ -138,9 +141,9 @@ func (c Cleanup) deleteParents(ctx context.Context) error {
 		do       func(context.Context, parent) error
 		wait     time.Duration
 	}{
-		{"", func(ctx context.Context, object parent) error { return c.client.Delete(ctx, object) }, c.Timeout / 2},
-		{"what it has in the tailnet may stay there now", c.abandon, c.Timeout / 4},
-		{"its finalizer is removed, because the operator does not work; look for its Service and devices in the admin console", c.release, c.Timeout / 8},
+		{"", func(ctx context.Context, object parent) error { return c.client.Delete(ctx, object) }, c.forParents() / 2},
+		{"what it has in the tailnet may stay there now", c.abandon, c.forParents() / 4},
+		{"its finalizer is removed, because the operator does not work; look for its Service and devices in the admin console", c.release, c.forParents() / 8},
 	}
 	for _, step := range steps {
 		parents, err := c.parents(ctx)
