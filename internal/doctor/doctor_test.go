@@ -244,13 +244,16 @@ func TestKubeconfigFails(t *testing.T) {
 	}
 }
 
-// TestEnds: the run ends when its caller has had enough, whatever hangs.
+// TestEnds: a step gets a third of the time, and the run ends when its caller has had enough.
 func TestEnds(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	d := doctor.Doctor{
 		Tailscaled: newWay(), Timeout: time.Hour,
 		Lookup: func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > 20*time.Minute {
+				t.Errorf("a step may last until %v, want a third of the run's time", deadline)
+			}
 			cancel()
 			<-ctx.Done()
 			return nil, ctx.Err()

@@ -171,7 +171,8 @@ func TestSeveralFiles(t *testing.T) {
 	if err := os.WriteFile(first, []byte(config("unused", "me")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(second, []byte(strings.ReplaceAll(shared, "cluster.tail", "other.tail")), 0o600); err != nil {
+	two := strings.NewReplacer("cluster.tail", "other.tail", "contexts: [", "contexts: [{name: few, context: {}}, ", "users: [", "users: [{name: tailscale-auth-few, user: {}}, ").Replace(shared)
+	if err := os.WriteFile(second, []byte(two), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.ReadFile(first)
@@ -180,15 +181,20 @@ func TestSeveralFiles(t *testing.T) {
 	}
 	t.Setenv("KUBECONFIG", first+string(os.PathListSeparator)+second)
 	other := kubeconfig.Target{Scheme: "http", Host: "other.tail1234.ts.net"}
-	written, err := kubeconfig.Write(clientcmd.NewDefaultPathOptions(), kubeconfig.Entries{Target: other})
-	if err != nil || written.File != second {
-		t.Fatalf("%+v %v, want %s", written, err, second)
+	for _, e := range []kubeconfig.Entries{{Target: other}, {Target: other, Context: "few", As: "alice@example.com", Groups: []string{"readers"}}} {
+		written, err := kubeconfig.Write(clientcmd.NewDefaultPathOptions(), e)
+		if err != nil || written.File != second {
+			t.Fatalf("%+v %v, want %s", written, err, second)
+		}
 	}
 	if after, err := os.ReadFile(first); err != nil || string(after) != string(before) {
 		t.Errorf("the first file changed (%v):\n%s", err, after)
 	}
-	if after, err := os.ReadFile(second); err != nil || !strings.Contains(string(after), "server: http://other.tail1234.ts.net") {
-		t.Errorf("the second file has not the entry (%v):\n%s", err, after)
+	after, err := os.ReadFile(second)
+	for _, want := range []string{"server: http://other.tail1234.ts.net", "as: alice@example.com"} {
+		if err != nil || !strings.Contains(string(after), want) {
+			t.Errorf("the second file has not %q (%v):\n%s", want, err, after)
+		}
 	}
 }
 
