@@ -81,8 +81,10 @@ func TestKubeconfigStdout(t *testing.T) {
 		"full name, no tailscaled": {nil, []string{"cluster.tail1234.ts.net"}, []string{"server: https://cluster.tail1234.ts.net\n", "token: unused", "current-context: cluster.tail1234.ts.net"}, "as:", ""},
 		"short name":               {aliceStatus(), []string{"cluster", "--http"}, []string{"server: http://cluster.tail1234.ts.net\n", "name: tailscale-auth\n"}, "as:", ""},
 		"fewer groups": {
-			aliceStatus(), []string{"cluster", "--as-group=a", "--as-group=b,c", "--context=few", "--namespace=dev", "--set-current=false"},
-			[]string{"as: alice@example.com\n", "    - a\n    - b,c\n", "name: few\n", "namespace: dev", `current-context: ""`}, "tagged", "",
+			aliceStatus(),
+			[]string{"cluster", "--as-group=a", "--as-group=b,c", "--context=few", "--namespace=dev", "--set-current=false"},
+			[]string{"as: alice@example.com\n", "    - a\n    - b,c\n", "name: few\n", "namespace: dev", `current-context: ""`},
+			"tagged", "",
 		},
 		"a tagged device": {aliceStatus("tag:ci"), []string{"cluster.tail1234.ts.net", "--as-group=a"}, []string{"as: laptop.tail1234.ts.net\n"}, "alice", ""},
 		"noauth":          {nil, []string{"cluster.tail1234.ts.net", "--mode=noauth"}, []string{"server: https://cluster.tail1234.ts.net\n"}, "unused", "set-context cluster.tail1234.ts.net --user=my-user"},

@@ -220,26 +220,36 @@ func (o *operatorOptions) readKeys(env environment) error {
 		return err
 	}
 	id, idFile, secretFile := env("CLIENT_ID"), env("CLIENT_ID_FILE"), env("CLIENT_SECRET_FILE")
-	switch {
-	case fixed != nil && (id != "" || idFile != "" || secretFile != ""):
+	switch client := id != "" || idFile != "" || secretFile != ""; {
+	case fixed != nil && client:
 		return badSetting("TS_AUTHKEY", "(hidden)", "an OAuth client is configured, too: give an auth key or CLIENT_ID or CLIENT_ID_FILE and CLIENT_SECRET_FILE")
 	case fixed != nil:
 		o.keys = fixed
 		return nil
-	case id != "" && (idFile != "" || secretFile != ""):
-		return badSetting("CLIENT_ID", id, "CLIENT_ID_FILE or CLIENT_SECRET_FILE is set, too: give a workload identity or an OAuth client")
-	case id == "" && idFile == "" && secretFile == "":
+	case !client:
 		return badSetting("CLIENT_ID_FILE", "", "give CLIENT_ID_FILE and CLIENT_SECRET_FILE (an OAuth client), CLIENT_ID (a workload identity), or TS_AUTHKEY or --auth-key-file (an auth key)")
-	case id == "" && idFile == "":
-		return badSetting("CLIENT_ID_FILE", "", "goes with CLIENT_SECRET_FILE: give both")
-	case id == "" && secretFile == "":
-		return badSetting("CLIENT_SECRET_FILE", "", "goes with CLIENT_ID_FILE: give both")
+	}
+	if err := validClient(id, idFile, secretFile); err != nil {
+		return err
 	}
 	o.credentials = tailapi.Credentials{
 		BaseURL: o.loginServer, ClientID: id, IDTokenFile: o.idTokenFile, ClientIDFile: idFile, ClientSecretFile: secretFile,
 	}
 	o.api = tailapi.New(o.credentials)
 	o.keys = &tailnet.Minter{API: o.api, Tags: o.tags, Description: "Kubernetes API server proxy"}
+	return nil
+}
+
+// validClient checks that there is a workload identity or an OAuth client, and all of it.
+func validClient(id, idFile, secretFile string) error {
+	switch {
+	case id != "" && (idFile != "" || secretFile != ""):
+		return badSetting("CLIENT_ID", id, "CLIENT_ID_FILE or CLIENT_SECRET_FILE is set, too: give a workload identity or an OAuth client")
+	case id == "" && idFile == "":
+		return badSetting("CLIENT_ID_FILE", "", "goes with CLIENT_SECRET_FILE: give both")
+	case id == "" && secretFile == "":
+		return badSetting("CLIENT_SECRET_FILE", "", "goes with CLIENT_ID_FILE: give both")
+	}
 	return nil
 }
 

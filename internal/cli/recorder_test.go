@@ -112,8 +112,16 @@ func TestRecorderList(t *testing.T) {
 		t.Error("a file that is not there is written")
 	}
 	for _, args := range [][]string{
-		{"play"}, {"play", "a", "b"}, {"play", "--speed=-1", file}, {"list"}, {"list", "--dir", dir, "x"}, {"cat"}, {"cat", "a", "b"},
-		{"events"}, {"events", "--dir", dir, "x"}, {"events", "--dir", dir, "--since=-1h"},
+		{"play"},
+		{"play", "a", "b"},
+		{"play", "--speed=-1", file},
+		{"list"},
+		{"list", "--dir", dir, "x"},
+		{"cat"},
+		{"cat", "a", "b"},
+		{"events"},
+		{"events", "--dir", dir, "x"},
+		{"events", "--dir", dir, "--since=-1h"},
 	} {
 		var stdout, stderr bytes.Buffer
 		if code := Main(append([]string{"recorder"}, args...), nil, &stdout, &stderr); code != exitUsage {

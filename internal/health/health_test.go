@@ -174,8 +174,14 @@ func TestLog(t *testing.T) {
 			warning error
 			lines   int
 		}{
-			{logInterval, nil, 0}, {logInterval, errors.New("old"), 1}, {logAgain, errors.New("old"), 1}, {logInterval, errors.New("older"), 2},
-			{logInterval, errors.New("still older"), 2}, {logAgain, errors.New("still older"), 3}, {logInterval, nil, 4}, {logAgain, nil, 4},
+			{logInterval, nil, 0},
+			{logInterval, errors.New("old"), 1},
+			{logAgain, errors.New("old"), 1},
+			{logInterval, errors.New("older"), 2},
+			{logInterval, errors.New("still older"), 2},
+			{logAgain, errors.New("still older"), 3},
+			{logInterval, nil, 4},
+			{logAgain, nil, 4},
 		} {
 			if step.warning == nil {
 				warning.Store(nil)

@@ -91,18 +91,21 @@ func TestWrite(t *testing.T) {
 		"a new file": {"", kubeconfig.Entries{SetCurrent: true}, shared, "tailscale-auth", false},
 		"again":      {shared, kubeconfig.Entries{SetCurrent: true}, shared, "tailscale-auth", false},
 		"what else there is stays": {
-			config("unused", "tailscale-auth"), kubeconfig.Entries{SetCurrent: true},
+			config("unused", "tailscale-auth"),
+			kubeconfig.Entries{SetCurrent: true},
 			current.Replace(https.Replace(config("unused", "tailscale-auth"))), "tailscale-auth", false,
 		},
 		"the current context stays": {
 			config("unused", "tailscale-auth"), kubeconfig.Entries{}, https.Replace(config("unused", "tailscale-auth")), "tailscale-auth", false,
 		},
 		"a namespace": {
-			config("unused", "tailscale-auth"), kubeconfig.Entries{Namespace: "prod"},
+			config("unused", "tailscale-auth"),
+			kubeconfig.Entries{Namespace: "prod"},
 			strings.Replace(https.Replace(config("unused", "tailscale-auth")), "namespace: dev", "namespace: prod", 1), "tailscale-auth", false,
 		},
 		"credentials in the shared user stay": {
-			config("mine", "tailscale-auth"), kubeconfig.Entries{},
+			config("mine", "tailscale-auth"),
+			kubeconfig.Entries{},
 			strings.NewReplacer("user: tailscale-auth,", "user: tailscale-auth-cluster.tail1234.ts.net,",
 				"contexts:", "- {name: tailscale-auth-cluster.tail1234.ts.net, user: {token: unused}}\ncontexts:").Replace(https.Replace(config("mine", "tailscale-auth"))),
 			"tailscale-auth-cluster.tail1234.ts.net", false,
@@ -117,7 +120,8 @@ func TestWrite(t *testing.T) {
 			config("mine", "tailscale-auth"), kubeconfig.Entries{NoAuth: true}, https.Replace(config("mine", "tailscale-auth")), "tailscale-auth", false,
 		},
 		"noauth takes the unused token away": {
-			config("unused", "tailscale-auth"), kubeconfig.Entries{NoAuth: true},
+			config("unused", "tailscale-auth"),
+			kubeconfig.Entries{NoAuth: true},
 			strings.Replace(https.Replace(config("unused", "tailscale-auth")), "user: tailscale-auth,", `user: "",`, 1), "", false,
 		},
 	} {

@@ -145,14 +145,15 @@ func (h *Handler) identify(r *http.Request) (string, error) {
 }
 
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, sender string, code int, why error) {
-	what := "an event"
+	log := h.config.Log.With("sender", sender, "address", r.RemoteAddr, "error", why)
 	if strings.HasSuffix(r.URL.Path, "/record") {
-		what = "a recording"
 		if r.Method == http.MethodPost {
 			h.recordings.WithLabelValues(resultRefused).Inc()
 		}
+		log.WarnContext(r.Context(), "refused a recording")
+	} else {
+		log.WarnContext(r.Context(), "refused an event")
 	}
-	h.config.Log.WarnContext(r.Context(), "refused "+what, "sender", sender, "address", r.RemoteAddr, "error", why)
 	http.Error(w, why.Error(), code)
 }
 
