@@ -32,6 +32,8 @@
 //     Impersonate-*, X-Remote-*, Tailscale-*, forwarding headers, bearer tokens in
 //     WebSocket subprotocols) do not pass in auth mode. Neither does Audit-Id: the proxy
 //     chooses under which ID its own log and the API server's audit log have a request.
+//     The one thing that a client can ask for is to be itself in fewer of its groups
+//     (see narrow).
 //   - Impersonation fails open in Kubernetes: a request that lacks Impersonate-User
 //     acts as the proxy itself. So the last thing before the credentials is a
 //     transport that compares the request with the identity that was established
@@ -43,7 +45,8 @@
 //     peer, and what is held for a client that does not read are bounded.
 //   - A client chooses how it asks for a session, and when it leaves. What the API server
 //     would take for one is one, what cannot be recorded is refused to a caller with
-//     recorders, and an upgrade cannot bring the session in its body.
+//     recorders, and an upgrade cannot bring the session in its body. Another transport
+//     sends no session that must be recorded and that no recorder has taken.
 //   - A browser on a caller's device is the caller, too. Pages of other sites, and
 //     pages that pods serve through the API, must not act as the caller.
 //
