@@ -17,7 +17,10 @@ const (
 	// from the request, and makes one up only for a request without.
 	headerAuditID      = "Audit-Id"
 	headerForwardedFor = "X-Forwarded-For"
-	headerSubprotocol  = "Sec-Websocket-Protocol"
+	// headerRefused tells an answer of the proxy itself, with the reason, from one of the API
+	// server.
+	headerRefused     = "Tailhelm-Refused"
+	headerSubprotocol = "Sec-Websocket-Protocol"
 	// bearerSubprotocol begins the WebSocket subprotocol in which browsers send a
 	// token (k8s.io/apiserver/pkg/authentication/request/websocket).
 	bearerSubprotocol = "base64url.bearer.authorization.k8s.io." //nolint:gosec // a prefix, not a token

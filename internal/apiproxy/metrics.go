@@ -71,6 +71,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	for _, kind := range []Kind{KindREST, KindWatch, KindStream} {
 		m.inFlight.WithLabelValues(string(kind)) // so that they exist at 0
 	}
+	for _, reason := range reasons {
+		m.refusals.WithLabelValues(reason)
+	}
 	for _, result := range []string{eventSent, eventLost} {
 		m.events.WithLabelValues(result)
 	}

@@ -34,6 +34,7 @@ func TestNarrow(t *testing.T) {
 		"nobody":                 {http.Header{"Impersonate-User": {""}}, nil, "You can only be yourself"},
 		"groups of nobody":       {http.Header{"Impersonate-Group": {"readers"}}, nil, "You can only be yourself"},
 		"a group it has not":     {http.Header{"Impersonate-User": self, "Impersonate-Group": {"readers", "system:masters"}}, nil, `You do not have the group "system:masters"; --as-group takes those that you have: readers, writers, admins.`},
+		"a group again":          {http.Header{"Impersonate-User": self, "Impersonate-Group": {"admins", "readers", "admins"}}, []string{"readers", "admins"}, ""},
 		"a list of groups":       {http.Header{"Impersonate-User": self, "Impersonate-Group": {"readers,writers"}}, nil, "You do not have the group"},
 		"a UID":                  {http.Header{"Impersonate-User": self, "Impersonate-Uid": {"1"}}, nil, "The header Impersonate-Uid is not supported"},
 		"an extra":               {http.Header{"Impersonate-User": self, "Impersonate-Extra-Scopes": {"x"}}, nil, "The header Impersonate-Extra-Scopes is not supported"},
@@ -41,7 +42,10 @@ func TestNarrow(t *testing.T) {
 		"in lower case":          {http.Header{"impersonate-user": self}, nil, "is not supported"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			groups, f := narrow(tc.header, caller)
+			if _, f := narrow(tc.header, caller, false); (f != nil) != (name != "asks for nothing") {
+				t.Errorf("where it is not allowed: refusal %v", f)
+			}
+			groups, f := narrow(tc.header, caller, true)
 			if tc.wrong != "" {
 				if f == nil || groups != nil || f.code != http.StatusForbidden || !strings.Contains(f.message, tc.wrong) {
 					t.Errorf("groups %v, refusal %+v, want one that says %q", groups, f, tc.wrong)
@@ -59,6 +63,7 @@ func TestNarrow(t *testing.T) {
 func TestNarrowedRequest(t *testing.T) {
 	api := newAPIServer(t, nil)
 	r := start(t, api, options{})
+	r.proxy.config.FewerGroups = true
 	res, _ := r.get(t, alice.Addr, "/api/v1/pods", http.Header{"Impersonate-User": {alice.User}, "Impersonate-Group": alice.Groups[:1]})
 	if res.StatusCode != http.StatusOK {
 		t.Fatalf("status %s", res.Status)
@@ -73,6 +78,7 @@ func TestNarrowedRequest(t *testing.T) {
 	}
 
 	r = start(t, newAPIServer(t, nil), options{})
+	r.proxy.config.FewerGroups = true
 	res, body := r.get(t, bob.Addr, "/api/v1/pods", http.Header{"Impersonate-User": {bob.User}, "Impersonate-Group": alice.Groups[:1]})
 	r.checkRefusal(t, res, body, 403, metav1.StatusReasonForbidden, reasonImpersonation, "--as-group takes those that you have: none.")
 }

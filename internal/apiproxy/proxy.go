@@ -47,7 +47,7 @@ type Peers interface {
 }
 
 // Config is what a [Proxy] is made of. All fields are required, except for
-// RefusedGroups and AccessLog.
+// RefusedGroups, FewerGroups and AccessLog.
 type Config struct {
 	// Mode is what to do about who is calling.
 	Mode Mode
@@ -60,6 +60,10 @@ type Config struct {
 	// ModeAuth: who has been granted one is refused. RBAC can list the groups that may
 	// be impersonated, but cannot leave some out of all.
 	RefusedGroups []string
+	// FewerGroups lets clients ask for some of the caller's groups alone. What forbids
+	// something to members of a group, as policies at admission do, does not see the others
+	// then; RBAC only allows.
+	FewerGroups bool
 	// Name returns the name of the device that the proxy is served on: its FQDN
 	// without the trailing dot.
 	Name func() string
@@ -202,7 +206,7 @@ func (p *Proxy) admitCaller(c *call, r *http.Request) *refusal {
 	}
 	c.ambient = len(r.Header["Authorization"]) == 0
 	var f *refusal
-	c.groups, f = narrow(r.Header, c.caller)
+	c.groups, f = narrow(r.Header, c.caller, p.config.FewerGroups)
 	c.narrowed = f == nil && !slices.Equal(c.groups, c.caller.Groups)
 	return f
 }
@@ -241,9 +245,9 @@ func (p *Proxy) answer(r *http.Response) error {
 	if c.ambient {
 		isolate(r.Header)
 	}
-	// Another ID than ours comes from an API server behind something that drops ours. After an
-	// upgrade, the header is one of whatever runs in the pod.
-	if id := r.Header.Get(headerAuditID); id != "" && r.StatusCode != http.StatusSwitchingProtocols {
+	// Another ID than ours comes from an API server behind something that drops ours. To a
+	// request for an upgrade, whatever runs in a pod may have written the answer.
+	if id := r.Header.Get(headerAuditID); id != "" && !isUpgrade(r.Request) {
 		c.auditID = id
 	}
 	if c.kind == KindWatch && r.StatusCode == http.StatusOK {
@@ -321,6 +325,7 @@ func refuseDefect(label, message string, cause error) *refusal {
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *call, f *refusal) {
 	c.refused = f
 	w.Header().Set(headerAuditID, c.auditID)
+	w.Header().Set(headerRefused, f.label)
 	p.config.Metrics.refuse(f)
 	boundUpload(w, r)
 	if err := f.write(w, r); err != nil {

@@ -21,26 +21,36 @@ import (
 
 // Reasons of refusals: the values of the label "reason" of the refusals metric.
 const (
-	reasonUnknownPeer      = "unknown_peer"
-	reasonExpired          = "expired"
-	reasonNoName           = "no_name"
-	reasonMalformedGrant   = "malformed_grant"
-	reasonIdentityUnknown  = "identity_unavailable"
-	reasonIdentityChanged  = "identity_changed"
-	reasonImpersonation    = "impersonation_requested"
-	reasonGroup            = "group_not_allowed"
-	reasonCrossOrigin      = "cross_origin"
-	reasonTooMany          = "too_many_requests"
-	reasonRecorder         = "recorder_unavailable"
-	reasonNoRecorder       = "no_recorder"
-	reasonUnrecordable     = "not_recordable"
-	reasonBadRequest       = "bad_request"
-	reasonNotImpersonated  = "not_impersonated"
-	reasonCredentials      = "credentials_unavailable"
-	reasonUpstream         = "apiserver_unreachable"
-	reasonDraining         = "draining"
-	statusUpstreamSentence = "The Kubernetes API server cannot be reached from the proxy. Try again; if it lasts, the readiness of the proxy (/readyz?verbose) and its log say why."
+	reasonUnknownPeer     = "unknown_peer"
+	reasonExpired         = "expired"
+	reasonNoName          = "no_name"
+	reasonMalformedGrant  = "malformed_grant"
+	reasonIdentityUnknown = "identity_unavailable"
+	reasonIdentityChanged = "identity_changed"
+	reasonImpersonation   = "impersonation_requested"
+	reasonGroup           = "group_not_allowed"
+	reasonCrossOrigin     = "cross_origin"
+	reasonTooMany         = "too_many_requests"
+	reasonRecorder        = "recorder_unavailable"
+	reasonNoRecorder      = "no_recorder"
+	reasonUnrecordable    = "not_recordable"
+	reasonBadRequest      = "bad_request"
+	reasonNotImpersonated = "not_impersonated"
+	reasonCredentials     = "credentials_unavailable"
+	reasonUpstream        = "apiserver_unreachable"
+	reasonDraining        = "draining"
+	reasonNotRecorded     = "not_recorded"
 )
+
+// reasons are all of them, so that their counters exist at 0.
+var reasons = []string{
+	reasonUnknownPeer, reasonExpired, reasonNoName, reasonMalformedGrant, reasonIdentityUnknown, reasonIdentityChanged, reasonImpersonation,
+	reasonGroup, reasonCrossOrigin, reasonTooMany, reasonRecorder, reasonNoRecorder, reasonUnrecordable, reasonBadRequest, reasonNotImpersonated,
+	reasonCredentials, reasonUpstream, reasonDraining, reasonNotRecorded,
+}
+
+// statusUpstreamSentence is what clients are told while the API server is away.
+const statusUpstreamSentence = "The Kubernetes API server cannot be reached from the proxy. Try again; if it lasts, the readiness of the proxy (/readyz?verbose) and its log say why."
 
 // refusal is an answer that the proxy gives itself. It is an error, so that it
 // can be the cause that ends a call.

@@ -130,7 +130,7 @@ func TestRefusesImpersonationSaysWhatToDo(t *testing.T) {
 	api := newAPIServer(t, nil)
 	r := start(t, api, options{})
 	res, body := r.get(t, alice.Addr, "/api", http.Header{"Impersonate-User": {"admin"}})
-	r.checkRefusal(t, res, body, 403, metav1.StatusReasonForbidden, reasonImpersonation, `This proxy impersonates you, "alice@example.com", and nobody else. You can only be yourself: drop --as,`)
+	r.checkRefusal(t, res, body, 403, metav1.StatusReasonForbidden, reasonImpersonation, `This proxy impersonates you, "alice@example.com", and nobody else. Drop --as and --as-group,`)
 }
 
 func TestRefusesRequests(t *testing.T) {

@@ -227,9 +227,6 @@ func (g *impersonationGuard) check(r *http.Request) error {
 // recorder had taken it.
 var errNotRecorded = errors.New("the session must be recorded and is not")
 
-// reasonNotRecorded is the refusal's label for it.
-const reasonNotRecorded = "not_recorded"
-
 // recordingGuard is what every request passes on its way to the API server, in both modes
 // and whatever protocol it takes. It stops a session whose caller must be recorded unless
 // a recorder has taken it, and a request of which it is not known who asks for what.

@@ -39,6 +39,7 @@ type serveOptions struct {
 	stateDir        string
 	logLevel        string
 	accessLog       string
+	fewerGroups     bool
 }
 
 // add defines the flags.
@@ -50,6 +51,7 @@ func (o *serveOptions) add(flags *pflag.FlagSet, metricsAddress string) {
 	flags.DurationVar(&o.drainTimeout, "drain-timeout", time.Minute, "how long open requests and streams may go on after SIGTERM")
 	flags.IntVar(&o.peerConnections, "max-connections-per-peer", apiproxy.DefaultPeerConnections, "how many connections one device may have open")
 	flags.StringVar(&o.accessLog, "access-log", string(apiproxy.AccessLogAll), "requests that get a line in the log, whatever its level: all, mutating, or none; sessions and refusals always get one")
+	flags.BoolVar(&o.fewerGroups, "allow-fewer-groups", false, "let callers ask to be impersonated in some of their groups alone (kubectl --as, --as-group); what forbids something to members of a group does not see the others then")
 	flags.StringVar(&o.authKeyFile, "auth-key-file", "", "file with an auth key for the tailnet (or TS_AUTHKEY)")
 	flags.StringVar(&o.stateDir, "state-dir", "", "folder for the device's files")
 }

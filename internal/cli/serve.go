@@ -78,7 +78,7 @@ type service struct {
 func (s *service) prepare() (err error) {
 	s.registry = newRegistry()
 	s.metrics = apiproxy.NewMetrics(s.registry)
-	s.proxy, err = apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.name, DialRecorder: s.node.Dial, Log: s.log, AccessLog: apiproxy.AccessLog(s.options.accessLog), Metrics: s.metrics})
+	s.proxy, err = apiproxy.New(apiproxy.Config{Mode: s.mode, Upstream: s.upstream, Peers: s.node, RefusedGroups: s.refusedGroups, Name: s.name, DialRecorder: s.node.Dial, Log: s.log, AccessLog: apiproxy.AccessLog(s.options.accessLog), FewerGroups: s.options.fewerGroups, Metrics: s.metrics})
 	if err != nil {
 		return badSetting(s.upstreamSetting[0], s.upstreamSetting[1], err.Error())
 	}

@@ -77,7 +77,7 @@ func (r *run) ask(ctx context.Context, method, path string, body any) (answer, e
 		return answer{}, err
 	}
 	defer func() { _ = res.Body.Close() }()
-	a := answer{code: res.StatusCode, apiServer: res.Header.Get("Audit-Id") != ""}
+	a := answer{code: res.StatusCode, apiServer: res.Header.Get("Audit-Id") != "" && res.Header.Get("Tailhelm-Refused") == ""}
 	if a.body, err = io.ReadAll(io.LimitReader(res.Body, maxBody)); err != nil {
 		return answer{}, fmt.Errorf("reading the answer: %w", err)
 	}

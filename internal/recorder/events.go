@@ -123,7 +123,7 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err != nil {
-		return // the sender has gone
+		panic(http.ErrAbortHandler) // the sender has gone, and must not take this for kept
 	}
 	var line bytes.Buffer
 	if err := json.Compact(&line, body); err != nil || line.Len() == 0 || line.Bytes()[0] != '{' {

@@ -6,7 +6,9 @@ package tailapi
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,9 +30,19 @@ type Client struct {
 	mu     sync.Mutex
 	with   secret // what client was made of
 	client *tailscale.Client
-	// failing is why no call gets through, as the last one showed, or nil.
-	failing *Error
+	// failing is why calls for a scope do not get through, as the last ones showed.
+	failing map[string]failure
 }
+
+// failure is a call that did not get through.
+type failure struct {
+	err *Error
+	at  time.Time
+}
+
+// memory is how long a failure that is not seen again counts. Those who call at all call
+// more often.
+const memory = 15 * time.Minute
 
 // New returns a client. It asks nobody and reads nothing yet.
 func New(c Credentials) *Client { return &Client{credentials: c} }
@@ -40,10 +52,12 @@ func New(c Credentials) *Client { return &Client{credentials: c} }
 func (c *Client) Warning(context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failing == nil {
-		return nil
+	for _, scope := range slices.Sorted(maps.Keys(c.failing)) {
+		if f := c.failing[scope]; time.Since(f.at) < memory {
+			return f.err
+		}
 	}
-	return c.failing
+	return nil
 }
 
 // Service returns a Service by its name ("svc:..."), or nil when there is none.
@@ -111,7 +125,7 @@ func (c *Client) call(ctx context.Context, action, scope string, f func(context.
 	api, err := c.open()
 	if err != nil {
 		e := &Error{Action: action, Kind: KindCredentials, Err: err}
-		c.note(e)
+		c.note(scope, e)
 		return e
 	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
@@ -120,27 +134,32 @@ func (c *Client) call(ctx context.Context, action, scope string, f func(context.
 	err = f(context.WithValue(limited, answerKey{}, &seen), api)
 	switch {
 	case err == nil:
-		c.note(nil)
+		c.note(scope, nil)
 		return nil
 	case ctx.Err() != nil: // the caller's end says nothing of the API
 		return fmt.Errorf("%s: %w", action, err)
 	}
 	e := newError(action, scope, seen, err)
-	c.note(e)
+	c.note(scope, e)
 	if e.Kind == KindCredentials {
 		c.forget(api)
 	}
 	return e
 }
 
-// note keeps for Warning what a call showed, which failed with e unless that is nil.
-func (c *Client) note(e *Error) {
-	if e != nil && (e.Kind == KindNotFound || e.Kind == KindInvalid || e.Kind == KindRateLimited) {
-		e = nil // an answer to this call alone, or one that ends by itself
-	}
+// note keeps for Warning what a call for a scope showed, which failed with e unless that is
+// nil.
+func (c *Client) note(scope string, e *Error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failing = e
+	if e == nil || e.Kind == KindNotFound || e.Kind == KindInvalid || e.Kind == KindRateLimited {
+		delete(c.failing, scope) // an answer to this call alone, or one that ends by itself
+		return
+	}
+	if c.failing == nil {
+		c.failing = map[string]failure{}
+	}
+	c.failing[scope] = failure{e, time.Now()}
 }
 
 // open returns a client with the credentials that the files hold now.

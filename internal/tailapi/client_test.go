@@ -14,12 +14,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
 // fakeAPI answers requests for tokens and others with what a test sets.
 type fakeAPI struct {
+	mu           sync.Mutex
 	token, other http.HandlerFunc
 	tokens       int
 	clients      []string // that asked for tokens
@@ -31,9 +33,11 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.other(w, r)
 		return
 	}
-	a.tokens++
 	id, _, _ := r.BasicAuth()
+	a.mu.Lock()
+	a.tokens++
 	a.clients = append(a.clients, id)
+	a.mu.Unlock()
 	if a.token != nil {
 		a.token(w, r)
 		return

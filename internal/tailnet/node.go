@@ -261,7 +261,7 @@ func (n *Node) Warning(context.Context) error {
 // NameWarning returns nil, or that the node has another name than it asked for.
 func (n *Node) NameWarning(context.Context) error {
 	if s := n.currentStatus(); isNumbered(s.name, n.config.Hostname) {
-		return fmt.Errorf("this device is called %s, not %s, because another device has that name: remove that one in the admin console of the tailnet, then give this one its name", s.name, n.config.Hostname)
+		return fmt.Errorf("this device is called %s, not %s, because another device has that name: remove that one in the admin console of the tailnet, then give this one its name; or ask for the name that it has (operatorConfig.hostname of the chart, --hostname)", s.name, n.config.Hostname)
 	}
 	return nil
 }

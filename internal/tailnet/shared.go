@@ -192,7 +192,7 @@ func (c *SharedCertificates) elector() (*leaderelection.LeaderElector, error) {
 		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod, ReleaseOnCancel: true,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: c.issue,
-			OnStoppedLeading: c.failure.clear,
+			OnStoppedLeading: func() {}, // issue ends by itself
 		},
 		Name: c.config.Lease,
 	})
@@ -266,13 +266,13 @@ func (c *SharedCertificates) load(ctx context.Context, secret *corev1.Secret) {
 // issue orders the certificate. It tries until there is one or ctx is done.
 func (c *SharedCertificates) issue(ctx context.Context) {
 	c.config.Log.InfoContext(ctx, "this replica orders the certificate", "lease", c.config.Lease)
+	defer c.failure.clear() // another one knows better
 	for backoff := issueBackoff; ctx.Err() == nil; {
 		if c.service.node.await(ctx, func(s status) bool { return s.state == ipn.Running }) != nil {
 			return
 		}
 		err := c.renew(ctx)
 		if err == nil || ctx.Err() != nil {
-			c.failure.clear()
 			return
 		}
 		next := pauseAfter(err, &backoff)

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -51,14 +52,17 @@ func notRenewed(cert *tls.Certificate, why error) error {
 // and logs are kept for days.
 const tellAgain = 6 * time.Hour
 
-// orderFailure is why orders of a certificate fail. One goroutine sets it.
+// orderFailure is why orders of a certificate fail.
 type orderFailure struct {
 	current atomic.Pointer[error]
+	mu      sync.Mutex
 	told    time.Time
 }
 
 // set notes why an order failed that is tried again after next, and logs what is news.
 func (f *orderFailure) set(ctx context.Context, log *slog.Logger, err error, next time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if last := f.current.Swap(&err); last == nil || (*last).Error() != err.Error() || time.Since(f.told) > tellAgain {
 		f.told = time.Now()
 		log.WarnContext(ctx, "certificate", "error", err, "retryIn", next.String())

@@ -157,7 +157,8 @@ func TestSystemMastersRefused(t *testing.T) {
 // those.
 func TestFewerRights(t *testing.T) {
 	t.Parallel()
-	c := newUser(t, shared.proxy, admins, "fewer-rights")
+	p := newReadyProxy(t, proxyOptions{args: []string{"--allow-fewer-groups"}})
+	c := newUser(t, p, admins, "fewer-rights")
 	c.mustKubectl("get", "secrets", "--all-namespaces")
 	for want, args := range map[string][]string{
 		"[fewer-rights system:authenticated]": {"--as=" + c.user, "--as-group=fewer-rights"},

@@ -204,16 +204,15 @@ label that tells apart what a description sends people to (the same, or "pod"); 
   annotations:
     summary: The {{ .what }} has requests whose events no recorder has.
     description: >-
-      No recorder took them. `kubectl get recorders` shows whether the recorders are ready; the log of {{ .where }} has each event that was lost at the level debug.
+      No recorder took them. `kubectl get recorders` shows whether the recorders are ready; the log of {{ .where }} says why they did not take them.
 {{- end -}}
 
 {{/*
-Whether requests were refused for one of "reasons" in the last ten minutes, "by" these labels and the reason. A
-reason's counter is there from its first refusal on, and nothing has increased then: hence the second half.
+Whether requests were refused for one of "reasons" in the last ten minutes, "by" these labels and the reason.
 */}}
 {{- define "tailscale-operator.refused" -}}
 {{- $counter := printf "tailhelm_apiproxy_refusals_total{%s,reason=~\"%s\"}" .samples .reasons -}}
-sum by ({{ .by }}, reason) (increase({{ $counter }}[10m])) > 0 or sum by ({{ .by }}, reason) ({{ $counter }} unless last_over_time({{ $counter }}[1h] offset 10m)) > 0
+sum by ({{ .by }}, reason) (increase({{ $counter }}[10m])) > 0
 {{- end -}}
 
 {{/*

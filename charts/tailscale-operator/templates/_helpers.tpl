@@ -359,6 +359,8 @@ other values decide.
 {{- $_ := set $d "imagePullSecrets" .Values.imagePullSecrets -}}
 {{- $_ := set $d "commonLabels" .Values.commonLabels -}}
 {{- $_ := set $d "networkPolicy" .Values.networkPolicy -}}
+{{- $_ := set $d "resources" (.Values.workloads.resources | default (dict "requests" (dict "cpu" "50m" "memory" "64Mi"))) -}}
+{{- $_ := set $d "allowFewerGroups" .Values.apiServerProxyConfig.impersonation.fewerGroups -}}
 {{- $_ := set $d "allowSystemMasters" (has "system:masters" .Values.apiServerProxyConfig.impersonation.groups) -}}
 {{- if include "tailscale-operator.openshift" . -}}
 {{- $_ := set $d "podSecurityContext" (omit $w.podSecurityContext "runAsUser" "runAsGroup" "fsGroup") -}}
@@ -554,6 +556,11 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* Pods that request nothing are the first that a full node evicts. Whoever sets anything decides on all of it. */}}
+{{- define "tailscale-operator.resources" -}}
+{{- .Values.operatorConfig.resources | default (dict "requests" (dict "cpu" "50m" "memory" "64Mi")) | toYaml -}}
+{{- end -}}
+
 {{/* Longer than requests may drain, or the kubelet would cut them. */}}
 {{- define "tailscale-operator.gracePeriod" -}}
 {{- with .Values.operatorConfig -}}
@@ -581,6 +588,8 @@ TS_AUTHKEY: authKey.secretName
 
 {{/* Names of the flags that the chart sets and the value that decides each. */}}
 {{- define "tailscale-operator.ownArgs" -}}
+access-log: apiServerProxyConfig.accessLog
+allow-fewer-groups: apiServerProxyConfig.impersonation.fewerGroups
 allow-system-masters: apiServerProxyConfig.impersonation.groups
 auth-key-file: authKey.secretName
 controllers: controllers.enabled
