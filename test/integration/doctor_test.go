@@ -186,14 +186,15 @@ func TestDoctorOtherName(t *testing.T) {
 // and the way to the proxy that were there.
 func TestKubeconfigEntries(t *testing.T) {
 	t.Parallel()
-	c := newUser(t, shared.proxy, "entries-a", "entries-b")
+	p := newReadyProxy(t, proxyOptions{args: []string{"--allow-fewer-groups"}})
+	c := newUser(t, p, "entries-a", "entries-b")
 	status, err := c.Local().Status(t.Context())
 	noError(t, err)
 	self, err := kubeconfig.Self(status)
 	noError(t, err)
 	paths := clientcmd.NewDefaultPathOptions()
 	paths.LoadingRules.ExplicitPath = c.kubeconfig
-	entries := kubeconfig.Entries{Target: kubeconfig.Target{Scheme: "https", Host: shared.proxy.host}}
+	entries := kubeconfig.Entries{Target: kubeconfig.Target{Scheme: "https", Host: p.host}}
 	_, err = kubeconfig.Write(paths, entries)
 	noError(t, err)
 	entries.Context, entries.As, entries.Groups = "few", self, []string{"entries-b"}

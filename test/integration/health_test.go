@@ -18,7 +18,7 @@ import (
 )
 
 // checks are the names of a ready proxy's checks, in order.
-var checks = []string{"shutdown", "tailnet", "certificate", "listening", "apiserver", "impersonator"}
+var checks = []string{"shutdown", "tailnet", "certificate", "listening", "apiserver", "impersonator", "name"}
 
 // TestHealth: the endpoints answer as those of Kubernetes' own components do.
 func TestHealth(t *testing.T) {

@@ -45,6 +45,11 @@ func (r *Release) Apply(t *testing.T, files ...string) {
 			t.Fatalf("kubectl apply: %v\n%s", err, out)
 		}
 	}
+	// As they are, they run an operator without a proxy. A pod that is replaced while its
+	// program starts may not hear that it is to end.
+	if out, err := r.suite.Kubectl(t.Context(), "--namespace="+r.Namespace, "rollout", "status", "deployment/"+r.Deployment, "--timeout="+patience.String()).CombinedOutput(); err != nil {
+		t.Fatalf("kubectl rollout status: %v\n%s", err, out)
+	}
 	patch, err := r.manifestPatch()
 	if err != nil {
 		t.Fatal(err)
