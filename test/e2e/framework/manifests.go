@@ -47,9 +47,7 @@ func (r *Release) Apply(t *testing.T, files ...string) {
 	}
 	// As they are, they run an operator without a proxy. A pod that is replaced while its
 	// program starts may not hear that it is to end.
-	if out, err := r.suite.Kubectl(t.Context(), "--namespace="+r.Namespace, "rollout", "status", "deployment/"+r.Deployment, "--timeout="+patience.String()).CombinedOutput(); err != nil {
-		t.Fatalf("kubectl rollout status: %v\n%s", err, out)
-	}
+	r.waitRollout(t)
 	patch, err := r.manifestPatch()
 	if err != nil {
 		t.Fatal(err)
@@ -57,6 +55,16 @@ func (r *Release) Apply(t *testing.T, files ...string) {
 	deployments := r.suite.Kube.AppsV1().Deployments(r.Namespace)
 	if _, err := deployments.Patch(t.Context(), r.Deployment, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
+	}
+	r.waitRollout(t)
+}
+
+// waitRollout waits until the pods of the Deployment are as it says, and ready.
+func (r *Release) waitRollout(t *testing.T) {
+	t.Helper()
+	out, err := r.suite.Kubectl(t.Context(), "--namespace="+r.Namespace, "rollout", "status", "deployment/"+r.Deployment, "--timeout="+patience.String()).CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl rollout status: %v\n%s", err, out)
 	}
 }
 
