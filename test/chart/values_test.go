@@ -148,7 +148,6 @@ var ownDefaults = map[string]string{
 	"operatorConfig.podSecurityContext": "it meets the restricted Pod Security level",
 	"operatorConfig.securityContext":    "it meets the restricted Pod Security level",
 	"operatorConfig.image.pullPolicy":   "a pod starts on a node that has the image, also while the registry is away",
-	"operatorConfig.resources":          "a pod that requests nothing is the first that a full node evicts",
 }
 
 // TestOfficialValues compares the defaults with those of the official chart, whose values files must do here.
