@@ -55,6 +55,9 @@ func (r *rig) checkRefusal(t *testing.T, res *http.Response, body string, code i
 	if !strings.Contains(status.Message, message) || !strings.HasSuffix(status.Message, ".") {
 		t.Errorf("message %q, want a sentence with %q", status.Message, message)
 	}
+	if got := res.Header.Get(headerRefused); got != label {
+		t.Errorf("the answer says that the proxy refuses for %q, want %q", got, label)
+	}
 	if got := metric(t, r.metrics, "tailhelm_apiproxy_refusals_total", "reason", label); got != 1 {
 		t.Errorf("%v refusals with the reason %s were counted, want 1", got, label)
 	}

@@ -143,6 +143,9 @@ func refuse(auditID string, code int, message string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		if auditID != "" {
 			w.Header().Set("Audit-Id", auditID)
+		} else { // as apiproxy does
+			w.Header().Set("Audit-Id", "2")
+			w.Header().Set("Tailhelm-Refused", "unknown_peer")
 		}
 		w.WriteHeader(code)
 		_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Message: message})
