@@ -27,9 +27,8 @@ const (
 	// tokenLifetime is what is asked for. The API server may shorten it.
 	tokenLifetime = time.Hour
 	tokenTimeout  = 10 * time.Second
-	resetInterval = 30 * time.Second
 	// renewInterval is how long after a renewal was begun the next one may be, if it
-	// brought no token.
+	// brought no token, or if an answer 401 asks for it.
 	renewInterval = 30 * time.Second
 )
 
@@ -48,29 +47,8 @@ type TokenClient interface {
 // in it.
 func ImpersonatorConfig(config *rest.Config, client TokenClient, namespace, serviceAccount string) *rest.Config {
 	c := rest.AnonymousClientConfig(config)
-	c.Wrap(transport.ResettableTokenSourceWrapTransport(&patientTokens{
-		ResettableTokenSource: &serviceAccountTokens{client: client, namespace: namespace, name: serviceAccount},
-	}))
+	c.Wrap(transport.ResettableTokenSourceWrapTransport(&serviceAccountTokens{client: client, namespace: namespace, name: serviceAccount}))
 	return c
-}
-
-// patientTokens drops a token that the API server did not accept at most once per
-// resetInterval: any caller can cause an answer 401, from a pod of its own through
-// the proxy subresource for example, and must not make everybody wait for tokens.
-type patientTokens struct {
-	transport.ResettableTokenSource
-	mu   sync.Mutex
-	next time.Time // of a reset
-}
-
-// ResetTokenOlderThan drops the token if it is older than t.
-func (p *patientTokens) ResetTokenOlderThan(t time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if now := time.Now(); !now.Before(p.next) {
-		p.next = now.Add(resetInterval)
-		p.ResettableTokenSource.ResetTokenOlderThan(t)
-	}
 }
 
 // serviceAccountTokens mints tokens of a ServiceAccount, and keeps the last one to its
@@ -84,8 +62,9 @@ type serviceAccountTokens struct {
 
 	mu   sync.Mutex // guards what follows; not held while anybody waits
 	last *oauth2.Token
-	// minted is when last came, renew when to ask for the next one.
-	minted, renew time.Time
+	// minted is when last came, renew when to ask for the next one, and reset when an
+	// answer 401 may ask for one.
+	minted, renew, reset time.Time
 }
 
 // Token returns the last token, or a new one if that has ended. All who wait for a new
@@ -148,12 +127,22 @@ func (s *serviceAccountTokens) mint() (*oauth2.Token, error) {
 	return token, nil
 }
 
-// ResetTokenOlderThan drops the token if it came before t.
+// ResetTokenOlderThan begins the renewal of a token that came before t, because the API
+// server is said not to have accepted it, at most once per renewInterval. The token is used
+// until the next one is there: any caller can cause an answer 401, from a pod of its own
+// through the proxy subresource for example, and must not make everybody wait for a token,
+// or go without where none is to be had. If the API server has really revoked it, it refuses
+// it until then.
 func (s *serviceAccountTokens) ResetTokenOlderThan(t time.Time) {
+	now := time.Now()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.minted.Before(t) {
-		s.last = nil
+	due := s.last != nil && s.minted.Before(t) && !now.Before(s.reset)
+	if due {
+		s.reset = now.Add(renewInterval)
+	}
+	s.mu.Unlock()
+	if due {
+		s.minting.DoChan("", s.renewal)
 	}
 }
 

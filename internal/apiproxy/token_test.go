@@ -188,8 +188,9 @@ func TestTokenOfAnotherClock(t *testing.T) {
 	}
 }
 
-// A token that the API server did not accept is not used again, even if there is no other;
-// one that came later is none of that.
+// A token that the API server did not accept is replaced at once, and used until then, whatever
+// becomes of the request for the next one; one that came later is none of that. Further
+// answers 401 ask for no more tokens for a while.
 func TestTokenIsReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTokenServer(t, time.Hour, 0)
@@ -197,13 +198,28 @@ func TestTokenIsReset(t *testing.T) {
 		time.Sleep(time.Second)
 		s.mustGet(t, "token-1")
 		s.tokens.ResetTokenOlderThan(before)
-		s.mustGet(t, "token-1")
-		time.Sleep(time.Second)
-		s.breakDown(forbid)
-		s.tokens.ResetTokenOlderThan(time.Now())
-		if token, err := s.tokens.Token(); err == nil {
-			t.Errorf("there is a token %v", token)
+		synctest.Wait()
+		if n := s.asked.Load(); n != 1 {
+			t.Fatalf("a token is replaced that came after the refusal: %d were asked for", n)
 		}
+		s.breakDown(hang)
+		for range 3 {
+			time.Sleep(time.Second)
+			s.tokens.ResetTokenOlderThan(time.Now())
+			s.mustGet(t, "token-1")
+		}
+		time.Sleep(renewInterval - 2*time.Second - time.Millisecond)
+		s.tokens.ResetTokenOlderThan(time.Now())
+		s.mustGet(t, "token-1")
+		synctest.Wait()
+		if n := s.asked.Load(); n != 2 {
+			t.Fatalf("4 refusals ask for a token %d times, want once", n-1)
+		}
+		s.broken.Store(nil)
+		time.Sleep(time.Millisecond)
+		s.tokens.ResetTokenOlderThan(time.Now())
+		synctest.Wait()
+		s.mustGet(t, "token-3")
 	})
 }
 
