@@ -136,6 +136,51 @@ func TestCallsPerDevice(t *testing.T) {
 	}
 }
 
+// One device cannot have all the places of a recorder, and its other requests do not count.
+func TestRecordedSessionsPerDevice(t *testing.T) {
+	s := newCalls()
+	session := func(id tailcfg.StableNodeID) *call {
+		return &call{caller: identity.Identity{NodeID: id}, toRecord: true}
+	}
+	var dones []func()
+	for range maxRecordedPerDevice {
+		done, f := s.add(session("greedy"))
+		if f != nil {
+			t.Fatalf("session %d is refused", len(dones)+1)
+		}
+		dones = append(dones, done)
+	}
+	if _, f := s.add(session("greedy")); f == nil || !strings.Contains(f.message, "64 recorded sessions open") {
+		t.Errorf("one more session: %v", f)
+	}
+	for what, c := range map[string]*call{"another device": session("other"), "another request": {caller: identity.Identity{NodeID: "greedy"}}} {
+		if _, f := s.add(c); f != nil {
+			t.Errorf("%s is refused: %v", what, f)
+		}
+	}
+	dones[0]()
+	if _, f := s.add(session("greedy")); f != nil {
+		t.Error("the place of a session that has ended is not free")
+	}
+}
+
+// What runs in a pod cannot make the proxy hold a long header for each request, be it in
+// answer to a request or to an upgrade.
+func TestHeadersOfAnswersAreBounded(t *testing.T) {
+	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		for i := range 2 * maxAnswerHeader >> 10 {
+			w.Header().Set(fmt.Sprint("X-Header-", i), strings.Repeat("a", 1<<10))
+		}
+	})
+	r := start(t, api, options{})
+	for name, header := range map[string]http.Header{"request": nil, "upgrade": {"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}} {
+		res, body := r.get(t, alice.Addr, "/api/v1/namespaces/a/pods/b/proxy/", header)
+		if res.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%s: %s %.200s", name, res.Status, body)
+		}
+	}
+}
+
 // Nobody leaves the path below which the API server is.
 func TestBasePathCannotBeLeft(t *testing.T) {
 	api := newAPIServer(t, nil)

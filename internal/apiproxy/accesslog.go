@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // AccessLog says which requests get a line in the log. Sessions, and requests that the proxy
@@ -138,7 +139,16 @@ func clipError(err error) string { return clipTo(err.Error(), maxLoggedError) }
 
 func clipTo(s string, limit int) string {
 	if len(s) > limit {
-		return strings.ToValidUTF8(s[:limit], "") + "..."
+		s = strings.ToValidUTF8(s[:limit], "") + "..."
 	}
-	return s
+	return strings.Map(printable, s)
+}
+
+// printable returns r, or what stands for it where it could command a terminal that shows
+// the log: JSON escapes only those controls that are in ASCII.
+func printable(r rune) rune {
+	if unicode.IsControl(r) && r >= 0x7f {
+		return unicode.ReplacementChar
+	}
+	return r
 }

@@ -27,6 +27,10 @@ const recheckInterval = time.Second
 // that what is held for each of them cannot exhaust the memory.
 const maxCallsPerDevice = 2048
 
+// maxRecordedPerDevice is how many sessions that are to be recorded one device may have open:
+// a recorder has 250 places for all that come through one proxy.
+const maxRecordedPerDevice = 64
+
 // errDrained is why watches and streams end in a drain.
 var errDrained = errors.New("the proxy is shutting down")
 
@@ -49,7 +53,7 @@ type calls struct {
 	mu   sync.Mutex
 	open map[*call]struct{}
 	// perDevice counts the open calls of each device.
-	perDevice map[tailcfg.StableNodeID]int
+	perDevice map[tailcfg.StableNodeID]tally
 	draining  bool
 	// refused are the kinds of which no further call begins, and what its client is told.
 	refused map[Kind]*refusal
@@ -58,36 +62,59 @@ type calls struct {
 	waiting int
 }
 
+// tally counts calls, and those of them that are sessions to be recorded.
+type tally struct{ calls, recorded int }
+
 func newCalls() *calls {
-	return &calls{open: map[*call]struct{}{}, perDevice: map[tailcfg.StableNodeID]int{}, refused: map[Kind]*refusal{}, changed: make(chan struct{})}
+	return &calls{open: map[*call]struct{}{}, perDevice: map[tailcfg.StableNodeID]tally{}, refused: map[Kind]*refusal{}, changed: make(chan struct{})}
 }
 
 // add registers c and returns the function that removes it, or why there can be no
 // such call now.
 func (s *calls) add(c *call) (done func(), f *refusal) {
-	device := c.caller.NodeID
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.perDevice[device] >= maxCallsPerDevice {
-		return nil, refuseTooMany()
+	if f := s.perDevice[c.caller.NodeID].refuse(c); f != nil {
+		return nil, f
 	}
 	if f := s.refused[c.kind]; f != nil {
 		return nil, f
 	}
-	s.perDevice[device]++
+	s.tallyLocked(c, 1)
 	s.open[c] = struct{}{}
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.open, c)
-		if s.perDevice[device]--; s.perDevice[device] == 0 {
-			delete(s.perDevice, device)
-		}
+		s.tallyLocked(c, -1)
 		if s.waiting > 0 {
 			close(s.changed)
 			s.changed = make(chan struct{})
 		}
 	}, nil
+}
+
+// refuse returns why the device may not have c open too, or nil.
+func (n tally) refuse(c *call) *refusal {
+	switch {
+	case n.calls >= maxCallsPerDevice:
+		return refuseTooMany("requests", n.calls)
+	case c.toRecord && n.recorded >= maxRecordedPerDevice:
+		return refuseTooMany("recorded sessions", n.recorded)
+	}
+	return nil
+}
+
+// tallyLocked adds n times c to the calls of its device.
+func (s *calls) tallyLocked(c *call, n int) {
+	of := s.perDevice[c.caller.NodeID]
+	of.calls += n
+	if c.toRecord {
+		of.recorded += n
+	}
+	if s.perDevice[c.caller.NodeID] = of; of.calls == 0 {
+		delete(s.perDevice, c.caller.NodeID)
+	}
 }
 
 // recheck asks peers about the callers of all open calls and ends each one whose

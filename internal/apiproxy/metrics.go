@@ -4,12 +4,14 @@
 package apiproxy
 
 import (
+	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
+	"github.com/tailhelm/tailhelm/internal/limit"
 )
 
 // Metrics are the proxy's Prometheus metrics.
@@ -21,8 +23,7 @@ type Metrics struct {
 	impersonations *prometheus.CounterVec
 	recordings     *prometheus.CounterVec
 	events         *prometheus.CounterVec
-	connections    prometheus.Gauge
-	turnedAway     prometheus.Counter
+	connections    *limit.ConnectionMetrics
 }
 
 // NewMetrics returns the metrics, registered in r. It panics when r has metrics
@@ -32,7 +33,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "requests_total",
-			Help: "Requests answered, by Kubernetes verb, HTTP status code and kind (rest, watch, stream). Code 499: the client went away before the answer.",
+			Help: "Requests answered, by Kubernetes verb, HTTP status code and kind (rest, watch, stream). Code 499: the client went away before the answer; other: one that no standard knows.",
 		}, []string{"verb", "code", "kind"}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "request_duration_seconds",
@@ -59,14 +60,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Namespace: namespace, Subsystem: subsystem, Name: "events_total",
 			Help: "Requests of callers whose grants ask for events, by what became of the event: sent, lost (no recorder took it).",
 		}, []string{"result"}),
-		connections: prometheus.NewGauge(prometheus.GaugeOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "connections",
-			Help: "Open connections from the tailnet.",
-		}),
-		turnedAway: prometheus.NewCounter(prometheus.CounterOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "connections_turned_away_total",
-			Help: "Connections closed at once because their peer had too many.",
-		}),
+		connections: limit.NewConnectionMetrics(r, subsystem),
 	}
 	for _, kind := range []Kind{KindREST, KindWatch, KindStream} {
 		m.inFlight.WithLabelValues(string(kind)) // so that they exist at 0
@@ -80,7 +74,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	for _, result := range []string{recordedWhole, recordedPartly, recordedRefused, recordedNot} {
 		m.recordings.WithLabelValues(result)
 	}
-	r.MustRegister(m.requests, m.latency, m.inFlight, m.refusals, m.impersonations, m.recordings, m.events, m.connections, m.turnedAway)
+	r.MustRegister(m.requests, m.latency, m.inFlight, m.refusals, m.impersonations, m.recordings, m.events)
 	return m
 }
 
@@ -100,10 +94,19 @@ func (m *Metrics) impersonate(id identity.Identity) {
 // answered counts a call that ended with code, after whole, its response having
 // begun after first.
 func (m *Metrics) answered(c *call, code int, first, whole time.Duration) {
-	m.requests.WithLabelValues(c.verb(), strconv.Itoa(code), string(c.kind)).Inc()
+	m.requests.WithLabelValues(c.verb(), codeLabel(code), string(c.kind)).Inc()
 	d := whole
 	if c.kind != KindREST {
 		d = first
 	}
 	m.latency.WithLabelValues(c.verb(), string(c.kind)).Observe(d.Seconds())
+}
+
+// codeLabel returns a status code as a label. What runs in a pod may answer with any number
+// through the API server, and must not make up series.
+func codeLabel(code int) string {
+	if code == statusClientClosed || http.StatusText(code) != "" {
+		return strconv.Itoa(code)
+	}
+	return "other"
 }

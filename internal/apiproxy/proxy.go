@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
@@ -21,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
+	"github.com/tailhelm/tailhelm/internal/limit"
 	"github.com/tailhelm/tailhelm/internal/recording"
 )
 
@@ -88,7 +88,7 @@ type Proxy struct {
 	recorders *recording.Recorders
 	calls     *calls
 	// eventsLost warns of events that no recorder took.
-	eventsLost warning
+	eventsLost limit.Warning
 }
 
 // New returns a Proxy. It errs when config does not describe a way to the API
@@ -187,6 +187,7 @@ func (p *Proxy) admit(ctx context.Context, c *call, r *http.Request) *refusal {
 	if f := checkRecording(c, r); f != nil {
 		return f
 	}
+	c.toRecord = len(c.caller.Recorders) > 0 && c.isSession() && isUpgrade(r)
 	if p.config.Mode == ModeAuth {
 		return p.admitCaller(c, r)
 	}
@@ -344,12 +345,3 @@ type bufferPool struct{ pool sync.Pool }
 
 func (b *bufferPool) Get() []byte  { return *b.pool.Get().(*[]byte) } //nolint:forcetypeassert // only Put and New fill the pool
 func (b *bufferPool) Put(p []byte) { b.pool.Put(&p) }
-
-// peerOf returns the address of a connection's peer.
-func peerOf(conn net.Conn) netip.Addr {
-	ap, err := netip.ParseAddrPort(conn.RemoteAddr().String())
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap().WithZone("")
-}

@@ -145,7 +145,7 @@ func (p *Proxy) countEvent(ctx context.Context, c *call, err error) {
 		return
 	}
 	p.config.Metrics.events.WithLabelValues(eventLost).Inc()
-	if count := p.eventsLost.occurred(); count > 0 {
+	if count := p.eventsLost.Occurred(); count > 0 {
 		p.config.Log.WarnContext(ctx, "events of requests are lost", "count", count, "user", c.caller.User, "error", clipError(err))
 	}
 }
@@ -174,7 +174,7 @@ func (p *Proxy) eventOf(c *call, r *http.Request) sessionrecording.Event {
 // startRecording has a recorder record a session that is to be recorded, before anything
 // of it is forwarded. Its error is a refusal, or ctx's.
 func (p *Proxy) startRecording(ctx context.Context, c *call, r *http.Request) error {
-	if len(c.caller.Recorders) == 0 || !c.isSession() || !isUpgrade(r) {
+	if !c.toRecord {
 		return nil
 	}
 	to, err := p.recorders.Connect(ctx, c.caller.Recorders, sessionOf(c, r), c.caller.MustRecord)

@@ -114,10 +114,11 @@ func refuseDraining() *refusal {
 	return f
 }
 
-func refuseTooMany() *refusal {
+// refuseTooMany refuses a device that has n of what it may have no more of.
+func refuseTooMany(what string, n int) *refusal {
 	return &refusal{
 		label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests,
-		message: fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", maxCallsPerDevice),
+		message: fmt.Sprintf("This device has %d %s open, which is as many as it may have. Let some end.", n, what),
 	}
 }
 

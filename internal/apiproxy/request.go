@@ -101,7 +101,9 @@ type call struct {
 	end func(cause error)
 	// body is the body of a watch's response, once there is one.
 	body atomic.Pointer[watchBody]
-	// recording is that of a session whose caller has recorders.
+	// toRecord means that the call asks for a session, and its caller has recorders.
+	toRecord bool
+	// recording is what became of that.
 	recording *sessionRecording
 	// recorded says that a recorder records the session. A drain waits for it.
 	recorded atomic.Bool

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tailhelm/tailhelm/internal/limit"
 	"github.com/tailhelm/tailhelm/internal/recording"
 )
 
@@ -35,6 +36,9 @@ const (
 	// maxStreams is how many requests an HTTP/2 connection may have open:
 	// kube-apiserver's own value.
 	maxStreams = 250
+	// uploadBuffer is how much of bodies is held for an API server that does not take it: of
+	// all that come over an HTTP/2 connection.
+	uploadBuffer = 256 << 10
 	// lastWords is how long requests that a drain ends have to tell their clients. Those
 	// that are recorded have [recording.FinishLimit] besides, until the recorder has all.
 	lastWords = time.Second
@@ -299,13 +303,16 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnState:         s.traffic.note,
 		Protocols:         protocols,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
-		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, SendPingTimeout: pingAfter, PingTimeout: pingTimeout,
+			MaxReceiveBufferPerConnection: uploadBuffer, MaxReceiveBufferPerStream: uploadBuffer,
+		},
+		ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
 	}
 }
 
 func (s *Server) limit(l net.Listener) net.Listener {
-	return limitPeers(l, s.config.PeerConnections, s.config.Log, s.config.Metrics)
+	return &limit.Listener{Listener: l, PerPeer: s.config.PeerConnections, Log: s.config.Log, Metrics: s.config.Metrics.connections}
 }
 
 // redirect sends a client of plain HTTP to https with 308, which keeps method

@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/tailhelm/tailhelm/internal/health"
+	"github.com/tailhelm/tailhelm/internal/limit"
 	"github.com/tailhelm/tailhelm/internal/recorder"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
@@ -289,7 +290,8 @@ func (s *recorderService) serve(ctx context.Context) error {
 	})
 	s.listening.Store(true)
 	s.log.InfoContext(ctx, "taking recordings on the tailnet", "dir", s.options.dir, "from", s.options.from)
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	limited := &limit.Listener{Listener: l, PerPeer: recorder.MaxConnectionsPerPeer, Log: s.log, Metrics: limit.NewConnectionMetrics(s.registry, "recorder")}
+	if err := server.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving port 80 of the tailnet: %w", err)
 	}
 	<-drained

@@ -107,7 +107,7 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request) {
 	sender, _ := r.Context().Value(senderKey{}).(string)
 	waiting, cancel := context.WithTimeout(r.Context(), h.eventTimeout)
 	defer cancel()
-	release, err := h.events.acquire(waiting, sender)
+	release, err := h.events.Acquire(waiting, sender)
 	if err != nil {
 		h.refuse(w, r, sender, http.StatusServiceUnavailable, errors.New("the recorder has as many events under way as it may have"))
 		return

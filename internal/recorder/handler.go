@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
+	"github.com/tailhelm/tailhelm/internal/limit"
 )
 
 const (
@@ -28,6 +29,9 @@ const (
 	// headerTimeout is how long the first line of a recording may take. Senders have it when
 	// they begin.
 	headerTimeout = 30 * time.Second
+	// lastUpload is how long a sender that is refused may take to send what it has announced.
+	// net/http reads a part of it to use the connection again.
+	lastUpload = 3 * time.Second
 )
 
 // Peers knows who is at the addresses of the tailnet.
@@ -56,9 +60,10 @@ type Handler struct {
 	mux        *http.ServeMux
 	recordings *prometheus.CounterVec
 	bytes      prometheus.Counter
-	events     *slots
+	events     *limit.Slots
+	turnedAway limit.Warning
 
-	headerTimeout, eventTimeout time.Duration
+	headerTimeout, eventTimeout, lastUpload time.Duration
 }
 
 // Results of recordings, in metrics.
@@ -72,8 +77,8 @@ const (
 func NewHandler(config HandlerConfig) *Handler {
 	const namespace, subsystem = "tailhelm", "recorder"
 	h := &Handler{
-		config: config, mux: http.NewServeMux(), events: newSlots(maxEvents, maxEventsPerDevice),
-		headerTimeout: headerTimeout, eventTimeout: eventTimeout,
+		config: config, mux: http.NewServeMux(), events: limit.NewSlots(maxEvents, maxEventsPerDevice),
+		headerTimeout: headerTimeout, eventTimeout: eventTimeout, lastUpload: lastUpload,
 		recordings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "recordings_total",
 			Help: "Recordings that have ended: complete, incomplete (broken off, or too large), refused (by whom they were sent, or for lack of room).",
@@ -94,6 +99,10 @@ func NewHandler(config HandlerConfig) *Handler {
 	h.mux.HandleFunc("POST /v2/event", h.event)
 	return h
 }
+
+// MaxConnectionsPerPeer is how many connections one device may have: a proxy uses one for each
+// recording, and few for events.
+const MaxConnectionsPerPeer = 1024
 
 // NewServer returns the HTTP server for a recorder: HTTP/1.1, and HTTP/2 without TLS, as
 // WireGuard encrypts.
@@ -117,7 +126,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if errors.Is(err, errNotAllowed) || errors.Is(err, identity.ErrUnknownPeer) || errors.Is(err, identity.ErrExpired) || errors.Is(err, identity.ErrNoName) {
 			code = http.StatusForbidden
 		}
-		h.refuse(w, r, sender, code, err)
+		h.turnAway(w, r, sender, code, err)
 		return
 	}
 	h.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), senderKey{}, sender)))
@@ -144,15 +153,36 @@ func (h *Handler) identify(r *http.Request) (string, error) {
 	return id.Node, nil
 }
 
+// turnAway refuses a device that may not send anything here, or of which nobody knows whether
+// it may. It can be any device that the tailnet lets through, so its lines of the log are few.
+func (h *Handler) turnAway(w http.ResponseWriter, r *http.Request, sender string, code int, why error) {
+	if strings.HasSuffix(r.URL.Path, "/record") && r.Method == http.MethodPost {
+		h.recordings.WithLabelValues(resultRefused).Inc()
+	}
+	if count := h.turnedAway.Occurred(); count > 0 {
+		h.config.Log.WarnContext(r.Context(), "refused a device", "count", count, "sender", sender, "address", r.RemoteAddr, "error", why)
+	}
+	h.fail(w, r, code, why)
+}
+
+// refuse refuses what a device sends that may send recordings.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, sender string, code int, why error) {
 	log := h.config.Log.With("sender", sender, "address", r.RemoteAddr, "error", why)
 	if strings.HasSuffix(r.URL.Path, "/record") {
-		if r.Method == http.MethodPost {
-			h.recordings.WithLabelValues(resultRefused).Inc()
-		}
+		h.recordings.WithLabelValues(resultRefused).Inc()
 		log.WarnContext(r.Context(), "refused a recording")
 	} else {
 		log.WarnContext(r.Context(), "refused an event")
+	}
+	h.fail(w, r, code, why)
+}
+
+// fail answers a sender with an error, and does not wait long for what it still sends.
+func (h *Handler) fail(w http.ResponseWriter, r *http.Request, code int, why error) {
+	// Without a body, net/http reads ahead to see whether the sender goes away. A deadline
+	// would look as if it had.
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.lastUpload))
 	}
 	http.Error(w, why.Error(), code)
 }
@@ -189,7 +219,7 @@ func (h *Handler) record(w http.ResponseWriter, r *http.Request) {
 	case acked:
 		a.send(ack{Ack: a.synced, Error: err.Error()})
 	case err != nil:
-		http.Error(w, err.Error(), statusOf(err))
+		h.fail(w, r, statusOf(err), err)
 	}
 }
 

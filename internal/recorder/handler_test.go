@@ -493,7 +493,7 @@ func TestSlowEvents(t *testing.T) {
 			t.Errorf("an event that does not come: %s", res.Status)
 		}
 		for range maxEventsPerDevice {
-			release, err := r.handler.events.acquire(t.Context(), proxyDevice.Node)
+			release, err := r.handler.events.Acquire(t.Context(), proxyDevice.Node)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -502,7 +502,7 @@ func TestSlowEvents(t *testing.T) {
 		if res := r.request(t, http2, http.MethodPost, "/v2/event", strings.NewReader("{}")); res.StatusCode != http.StatusServiceUnavailable {
 			t.Errorf("one more than may be under way: %s", res.Status)
 		}
-		release, err := r.handler.events.acquire(t.Context(), "another")
+		release, err := r.handler.events.Acquire(t.Context(), "another")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -510,40 +510,25 @@ func TestSlowEvents(t *testing.T) {
 	}
 }
 
-// Slots are bounded for a device and for all, and what nobody uses is forgotten.
-func TestSlots(t *testing.T) {
-	s := newSlots(3, 2)
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	var releases []func()
-	for i, device := range []string{"a", "a", "b"} {
-		release, err := s.acquire(t.Context(), device)
+// A device that may send nothing cannot hold a connection by what it announces and does not send.
+func TestRefusedSenderDoesNotStay(t *testing.T) {
+	for _, path := range []string{"/record", "/v2/record", "/v2/event", "/elsewhere"} {
+		r := start(t, Limits{}, peers{Identity: identity.Identity{Node: "laptop.tail1234.ts.net"}})
+		r.handler.lastUpload = 50 * time.Millisecond
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", r.addr.String())
 		if err != nil {
-			t.Fatalf("slot %d: %v", i, err)
+			t.Fatal(err)
 		}
-		releases = append(releases, release)
-	}
-	for _, device := range []string{"a", "b", "c"} {
-		if _, err := s.acquire(ended, device); !errors.Is(err, context.Canceled) {
-			t.Errorf("one more of %s: %v", device, err)
+		defer func() { _ = conn.Close() }()
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
 		}
-	}
-	waits := make(chan error)
-	go func() {
-		release, err := s.acquire(t.Context(), "a")
-		if err == nil {
-			release()
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: recorder\r\nContent-Length: 1000\r\n\r\n", path); err != nil {
+			t.Fatal(err)
 		}
-		waits <- err
-	}()
-	releases[0]()
-	if err := <-waits; err != nil {
-		t.Errorf("who waited: %v", err)
-	}
-	releases[1]()
-	releases[2]()
-	if len(s.devices) > 0 || len(s.all) > 0 {
-		t.Errorf("left are %v, %d", s.devices, len(s.all))
+		if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 403 ") {
+			t.Errorf("%s: %q, %v", path, answer, err)
+		}
 	}
 }
 

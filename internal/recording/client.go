@@ -143,11 +143,14 @@ func speaksV2(ctx context.Context, t *http.Transport, addr netip.AddrPort) bool 
 	return res.StatusCode == http.StatusOK && res.ProtoMajor > 1
 }
 
-// refused is a recorder's answer that is no.
+// errRefused is why a recorder does not take something that has answered.
+var errRefused = errors.New("it answers")
+
+// refused is a recorder's answer that is no. It wraps errRefused.
 func refused(res *http.Response) error {
 	words, _ := io.ReadAll(io.LimitReader(res.Body, 256)) // an explanation, if there is one
 	_ = res.Body.Close()
-	return fmt.Errorf("it answers %s: %q", res.Status, words)
+	return fmt.Errorf("%w %s: %q", errRefused, res.Status, words)
 }
 
 // startV2 begins an upload that is acknowledged on the way.

@@ -53,11 +53,17 @@ func (p pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // answers at others. The bubble fails the test if a goroutine is left.
 func inBubble(t *testing.T, record http.HandlerFunc, test func(t *testing.T, r *Recorders)) {
 	t.Helper()
+	inBubbleWithEvents(t, record, func(http.ResponseWriter, *http.Request) {}, test)
+}
+
+// inBubbleWithEvents is inBubble whose recorder answers events.
+func inBubbleWithEvents(t *testing.T, record, event http.HandlerFunc, test func(t *testing.T, r *Recorders)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		mux := http.NewServeMux()
 		mux.HandleFunc("HEAD /v2/record", func(http.ResponseWriter, *http.Request) {})
 		mux.HandleFunc("POST /v2/record", record)
-		mux.HandleFunc("POST /v2/event", func(http.ResponseWriter, *http.Request) {})
+		mux.HandleFunc("POST /v2/event", event)
 		server := &http.Server{Handler: mux, ReadHeaderTimeout: time.Hour, Protocols: new(http.Protocols)}
 		server.Protocols.SetHTTP1(true)
 		server.Protocols.SetUnencryptedHTTP2(true)
@@ -202,6 +208,9 @@ func TestRecorderRefuses(t *testing.T) {
 		_, err := r.Connect(t.Context(), []netip.AddrPort{first}, testSession, true)
 		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf(`recorder %s: it answers 507 Insufficient Storage: "disk full`, first)) || time.Since(start) > 0 {
 			t.Errorf("after %s: %v", time.Since(start), err)
+		}
+		if asked := r.silent.order([]netip.AddrPort{first}, false); len(asked) != 1 {
+			t.Error("a recorder that refuses is asked nothing more")
 		}
 	})
 }

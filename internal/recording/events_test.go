@@ -4,6 +4,7 @@
 package recording
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"tailscale.com/sessionrecording"
+	"tailscale.com/tailcfg"
 )
 
 // Events use connections again, and a recorder that knows none takes sessions all the
@@ -52,28 +54,76 @@ func TestSendEvent(t *testing.T) {
 }
 
 // Events that need not be recorded cost their request nothing, and a bounded number is
-// under way.
+// under way, of one device and of all.
 func TestOfferEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := NewRecorders(hang)
-		var lost, behind atomic.Int32
+		var ended, behind atomic.Int32
 		start := time.Now()
-		for range maxEvents + 10 {
-			r.OfferEvent([]netip.AddrPort{first}, sessionrecording.Event{}, func(err error) {
-				if errors.Is(err, ErrEventsBehind) {
-					behind.Add(1)
-				} else if err != nil {
-					lost.Add(1)
-				}
-			})
+		for i := range maxOffered/maxOfferedPerDevice + 1 {
+			for range maxOfferedPerDevice + 10 {
+				r.OfferEvent([]netip.AddrPort{first}, eventOf(tailcfg.StableNodeID(fmt.Sprint("node", i))), func(err error) {
+					ended.Add(1)
+					if errors.Is(err, ErrEventsBehind) {
+						behind.Add(1)
+					}
+				})
+			}
+			if got, want := int(behind.Load()), 10*(i+1)+max(0, (i+1)*maxOfferedPerDevice-maxOffered); got != want || time.Since(start) > 0 {
+				t.Fatalf("after %d devices %d events are dropped, want %d, after %s", i+1, got, want, time.Since(start))
+			}
 		}
-		if behind.Load() != 10 || time.Since(start) > 0 {
-			t.Errorf("%d events are dropped, after %s", behind.Load(), time.Since(start))
-		}
-		time.Sleep(10 * eventTimeout) // also those ends that wait for a connection
+		before := behind.Load()
+		time.Sleep(10 * eventTimeout) // also those end that wait for their turn
 		synctest.Wait()
-		if lost.Load() != maxEvents {
-			t.Error(fmt.Sprint(lost.Load(), " events are lost"))
+		if got, want := ended.Load(), before+maxOffered; got != want {
+			t.Errorf("%d events have ended, want %d", got, want)
+		}
+	})
+}
+
+// eventOf is an event of a device.
+func eventOf(device tailcfg.StableNodeID) sessionrecording.Event {
+	return sessionrecording.Event{Source: sessionrecording.Source{NodeID: device}}
+}
+
+// However many events one device has under way, those of others are sent at once, and no
+// recorder counts as one that does not answer because they wait for each other.
+func TestEventsOfOneDevice(t *testing.T) {
+	const slow, events = eventTimeout - time.Second, 3 * maxSentPerDevice
+	inBubbleWithEvents(t, http.NotFound, func(_ http.ResponseWriter, r *http.Request) {
+		var e sessionrecording.Event
+		if err := json.NewDecoder(r.Body).Decode(&e); err != nil {
+			t.Error(err)
+		}
+		if e.Source.NodeID == "busy" {
+			time.Sleep(slow)
+		}
+	}, func(t *testing.T, r *Recorders) {
+		list := []netip.AddrPort{first}
+		errs := make(chan error, events)
+		for range events {
+			go func() { errs <- r.SendEvent(t.Context(), list, eventOf("busy"), true) }()
+		}
+		synctest.Wait()
+		start := time.Now()
+		if err := r.SendEvent(t.Context(), list, eventOf("another"), true); err != nil || time.Since(start) > 0 {
+			t.Errorf("another device's event is sent after %s: %v", time.Since(start), err)
+		}
+		behind := 0
+		for range events {
+			switch err := <-errs; {
+			case errors.Is(err, ErrEventsBehind):
+				behind++
+			case err != nil:
+				t.Error(err)
+			}
+		}
+		if behind != maxSentPerDevice {
+			t.Errorf("%d events were not sent, want %d", behind, maxSentPerDevice)
+		}
+		if asked := r.deaf.order(list, false); len(asked) != 1 {
+			t.Error("the recorder counts as one that does not answer")
 		}
 	})
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/tailhelm/tailhelm/internal/limit"
 )
 
 const (
@@ -22,27 +24,31 @@ const (
 	// attempts to reach any: see share.
 	attemptTimeout = 5 * time.Second
 	connectTimeout = 15 * time.Second
-	// avoidance is how long a recorder that did not answer is asked last, or not at all
-	// for what need not be recorded.
+	// avoidance is how long a recorder that took nothing is asked last, or not at all for what
+	// need not be recorded if it did not answer.
 	avoidance = 30 * time.Second
 )
 
 // Dial connects to a recorder. The network is "tcp", the address that of the recorder.
 type Dial = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Recorders connects to recorders, and remembers which of them did not answer.
+// Recorders connects to recorders, and remembers which of them took nothing.
 type Recorders struct {
 	dial Dial
 	// silent are those that took no session, deaf those that took no event.
 	silent, deaf silence
-	// events is for events, offered holds those that need not be recorded.
-	events  *http.Transport
-	offered chan struct{}
+	// events is for events. sent bounds those that are being sent, offered those that need
+	// not be recorded.
+	events        *http.Transport
+	sent, offered *limit.Slots
 }
 
 // NewRecorders returns a Recorders that reaches them by dial.
 func NewRecorders(dial Dial) *Recorders {
-	return &Recorders{dial: dial, events: newEventTransport(dial), offered: make(chan struct{}, maxEvents)}
+	return &Recorders{
+		dial: dial, events: newEventTransport(dial),
+		sent: limit.NewSlots(maxSent, maxSentPerDevice), offered: limit.NewSlots(maxOffered, maxOfferedPerDevice),
+	}
 }
 
 // UnreachableError means that none of the recorders takes a recording.
@@ -86,7 +92,7 @@ func share(total time.Duration, n int) time.Duration {
 //
 // Connect's error is a [*HeaderTooLongError], an [*UnreachableError], or ctx's. An
 // enforced recording asks all of the recorders; one that is not, only those that have
-// answered lately. The recording outlives ctx and must be finished.
+// answered lately, be it with a refusal. The recording outlives ctx and must be finished.
 func (r *Recorders) Connect(ctx context.Context, recorders []netip.AddrPort, s Session, enforced bool) (*Recording, error) {
 	start := time.Now()
 	head, err := s.head(start)
@@ -120,46 +126,50 @@ func unreachable(recorders []netip.AddrPort, attempts []error) error {
 	return &UnreachableError{Recorders: recorders, Err: errors.Join(attempts...)}
 }
 
-// silence remembers which recorders did not answer. Its zero value knows of none.
+// silence remembers which recorders took nothing. Its zero value knows of none.
 type silence struct {
 	mu    sync.Mutex
-	since map[netip.AddrPort]time.Time
+	since map[netip.AddrPort]lapse
 }
 
-// order returns the recorders to ask, each once: those that did not answer lately last,
-// the longest ago first, or not at all.
+// lapse is when a recorder took nothing, and whether it said so.
+type lapse struct {
+	at      time.Time
+	refused bool
+}
+
+// order returns the recorders to ask, each once: those that took nothing lately last, the
+// longest ago first. Where nothing is enforced, those that did not answer are left out. One
+// that refused says so at once, and what it had no room for may have been one sender's.
 func (s *silence) order(recorders []netip.AddrPort, enforced bool) []netip.AddrPort {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var first, last []netip.AddrPort
 	for _, addr := range recorders {
-		switch at, silent := s.since[addr]; {
+		switch then, known := s.since[addr]; {
 		case slices.Contains(first, addr) || slices.Contains(last, addr):
-		case silent && time.Since(at) < avoidance:
-			last = append(last, addr)
-		default:
+		case !known || time.Since(then.at) >= avoidance:
 			first = append(first, addr)
+		case enforced || then.refused:
+			last = append(last, addr)
 		}
 	}
-	if !enforced {
-		return first
-	}
-	slices.SortStableFunc(last, func(a, b netip.AddrPort) int { return s.since[a].Compare(s.since[b]) })
+	slices.SortStableFunc(last, func(a, b netip.AddrPort) int { return s.since[a].at.Compare(s.since[b].at) })
 	return append(first, last...)
 }
 
-// remember notes whether a recorder has answered, and forgets what no longer counts.
+// remember notes whether a recorder took something, and forgets what no longer counts.
 func (s *silence) remember(addr netip.AddrPort, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.DeleteFunc(s.since, func(other netip.AddrPort, at time.Time) bool { return other == addr || time.Since(at) >= avoidance })
+	maps.DeleteFunc(s.since, func(other netip.AddrPort, then lapse) bool { return other == addr || time.Since(then.at) >= avoidance })
 	if err == nil {
 		return
 	}
 	if s.since == nil {
-		s.since = map[netip.AddrPort]time.Time{}
+		s.since = map[netip.AddrPort]lapse{}
 	}
-	s.since[addr] = time.Now()
+	s.since[addr] = lapse{at: time.Now(), refused: errors.Is(err, errRefused)}
 }
 
 // attempt begins a recording at one recorder, which has to answer within timeout. The

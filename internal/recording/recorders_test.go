@@ -27,7 +27,7 @@ var (
 )
 
 // The first recorder that takes the recording gets it; those that do not are asked last
-// from then on, and for recordings that are not enforced not at all.
+// from then on, and for recordings that are not enforced not at all if they did not answer.
 func TestConnectTakesTheFirstThatAnswers(t *testing.T) {
 	full, good := newServer(t, func(s *server) { s.refuse = true }), newServer(t, nil)
 	dead := netip.MustParseAddrPort("127.0.0.1:1")
@@ -42,7 +42,7 @@ func TestConnectTakesTheFirstThatAnswers(t *testing.T) {
 		}
 		_ = rec.Finish()
 	}
-	for enforced, want := range map[bool][]netip.AddrPort{true: {good.addr, dead, full.addr}, false: {good.addr}} {
+	for enforced, want := range map[bool][]netip.AddrPort{true: {good.addr, dead, full.addr}, false: {good.addr, full.addr}} {
 		if got := r.silent.order([]netip.AddrPort{dead, full.addr, good.addr, good.addr}, enforced); !slices.Equal(got, want) {
 			t.Errorf("enforced: %v: %v are asked, want %v", enforced, got, want)
 		}
