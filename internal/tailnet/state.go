@@ -81,7 +81,11 @@ func (s *SecretStore) Load(ctx context.Context, tell func(error)) error {
 func (s *SecretStore) load(ctx context.Context) error {
 	secret, err := s.secrets.Get(ctx, s.name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		secret, err = s.secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: s.name}}, metav1.CreateOptions{})
+		// A Secret of this name may be a part of a helm release that somebody deleted. Without the
+		// annotation helm would delete this one, which is none of its own, at the next upgrade.
+		secret, err = s.secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
+			Name: s.name, Annotations: map[string]string{"helm.sh/resource-policy": "keep"},
+		}}, metav1.CreateOptions{})
 	}
 	if err != nil {
 		return err

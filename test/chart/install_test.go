@@ -6,6 +6,7 @@ package chart
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"maps"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/tailhelm/tailhelm/internal/tailnet"
 	"github.com/tailhelm/tailhelm/test/kubernetes"
 )
 
@@ -406,6 +408,8 @@ func TestLeftAfterUninstall(t *testing.T) {
 	}
 	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=noauth"))
 	check("an upgrade")
+	testStateMadeAgain(t, r)
+	mustRun(t, r.Kubectl(t.Context(), "--namespace", "state", "patch", "secret", "operator", "--patch", `{"data": {"_machinekey": "YQ=="}}`))
 	mustRun(t, r.uninstall(t.Context(), "state", "state"))
 	check("uninstalling")
 	mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode=noauth"))
@@ -417,5 +421,28 @@ func TestLeftAfterUninstall(t *testing.T) {
 	check("uninstalling that")
 	if _, err := r.Client().CoreV1().ServiceAccounts("state").Get(t.Context(), "operator", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the ServiceAccount is still there: %v", err)
+	}
+}
+
+// testStateMadeAgain upgrades after somebody has deleted the Secret of the device's state, and the operator has made it
+// again: it is none of helm's then, and in the manifest of the release before.
+func testStateMadeAgain(t *testing.T, r *rig) {
+	t.Helper()
+	secrets := r.Client().CoreV1().Secrets("state")
+	if err := secrets.Delete(t.Context(), "operator", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tailnet.NewSecretStore(r.Client(), "state", "operator", slog.New(slog.DiscardHandler)).Load(t.Context(), func(error) {}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := secrets.Get(t.Context(), "operator", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{"true", "noauth"} {
+		mustRun(t, r.upgrade(t.Context(), "state", "state", "--set", "apiServerProxyConfig.mode="+mode))
+		if now, err := secrets.Get(t.Context(), "operator", metav1.GetOptions{}); err != nil || now.UID != made.UID {
+			t.Fatalf("the Secret that the operator made is gone after an upgrade: %v, %v", now, err)
+		}
 	}
 }
