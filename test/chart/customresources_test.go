@@ -65,6 +65,7 @@ func TestCustomResources(t *testing.T) {
 	mustRun(t, r.Kubectl(t.Context(), "get", "crd", "proxygroups.tailscale.com", "proxyclasses.tailscale.com", "recorders.tailscale.com"))
 
 	testShownDefinitions(t, r)
+	testForeignDefinition(t, r)
 }
 
 // testRecorderKept upgrades to other tags and another volume of a Recorder, which the API server would refuse half-way.
@@ -105,5 +106,24 @@ func testShownDefinitions(t *testing.T, r *rig) {
 		if strings.Contains(got, "older-") || strings.Count(got, annotation) != len(names) {
 			t.Errorf("definitions of manager %q were not replaced:\n%s", manager, got)
 		}
+	}
+}
+
+// testForeignDefinition installs a Recorder where its definition is another chart's, which knows no volumes.
+func testForeignDefinition(t *testing.T, r *rig) {
+	t.Helper()
+	const name, volume = "recorders.tailscale.com", `recorders=[{"name":"kept","spec":{"storage":{"persistentVolumeClaim":{"size":"10Gi"}}}}]`
+	install := func() ([]byte, error) {
+		return r.upgrade(t.Context(), "third", "first", "--set-json", volume, "--set", "oauth.clientId=a,oauth.clientSecret=b").CombinedOutput()
+	}
+	mustRun(t, r.Kubectl(t.Context(), "annotate", "crd", name, "tailhelm.github.io/revision-"))
+	if out, err := install(); err == nil || !strings.Contains(string(out), "the cluster's definition recorders.tailscale.com is that of another chart") {
+		t.Errorf("an installation over another chart's definition: %v\n%s", err, out)
+	}
+	apply := r.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "--filename", "-")
+	apply.Stdin = strings.NewReader(output(t, r.Helm(t.Context(), "show", "crds", chart)))
+	mustRun(t, apply)
+	if out, err := install(); err != nil {
+		t.Errorf("an installation over the definition that was asked for: %v\n%s", err, out)
 	}
 }
