@@ -59,6 +59,10 @@ func testAdmissionPolicy(t *testing.T, r *rig) {
 			t.Errorf("patch of the Lease %s: %v, want that it is forbidden", lease, err)
 		}
 	}
+	// The operator could never update it again.
+	if err := patchSecret(t.Context(), replica, `{"immutable":true}`); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "not make it immutable") {
+		t.Errorf("the replica can make its Secret immutable: %v", err)
+	}
 	if err := patchSecret(t.Context(), replica, `{"data":{"a":"Yg=="}}`); err != nil {
 		t.Errorf("the replica cannot change data: %v", err)
 	}
