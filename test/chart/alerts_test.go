@@ -133,8 +133,21 @@ func TestRefusalsHaveTheirMeaning(t *testing.T) {
 					t.Errorf("%s is about the reason %q, which the program has not", a.Alert, reason)
 				}
 			}
+			if logged := loggedReasons(string(runbooks), a.Alert); logged != "" && logged != m[1] {
+				t.Errorf("%s is about the reasons %s, and its runbook looks in the log for %s", a.Alert, m[1], logged)
+			}
 		}
 	}
+}
+
+// loggedReasons returns the reasons that the section of an alert looks for in the log, as in a regular expression, or "".
+func loggedReasons(runbooks, alert string) string {
+	_, section, _ := strings.Cut(runbooks, "\n## "+alert+"\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	if m := regexp.MustCompile(`"refused":"\(([a-z_|]+)\)"`).FindStringSubmatch(section); m != nil {
+		return m[1]
+	}
+	return ""
 }
 
 // TestDescriptionsHaveTheirLabels executes what alerts say with the labels that their expressions leave.

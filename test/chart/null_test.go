@@ -83,7 +83,7 @@ func TestAsDependency(t *testing.T) {
 		want   string
 	}{
 		"nothing": {map[string]any{}, ""},
-		"some":    {map[string]any{"global": map[string]any{"a": "b"}, "tailscale-operator": map[string]any{"loginServer": "https://control.example.com"}}, ""},
+		"some":    {map[string]any{"global": map[string]any{"a": "b"}, "tailscale-operator": map[string]any{"enabled": true, "loginServer": "https://control.example.com"}}, ""},
 		"unknown": {map[string]any{"tailscale-operator": map[string]any{"logInServer": "a"}}, "additional properties 'logInServer' not allowed"},
 	} {
 		err := accepts(parent, test.values)

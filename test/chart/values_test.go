@@ -88,8 +88,9 @@ func readSchema(t *testing.T) schema {
 // TestSchemaHasTheValues compares the names in the schema with those in values.yaml.
 func TestSchemaHasTheValues(t *testing.T) {
 	s := readSchema(t)
-	delete(s.Properties, "global") // Helm's own
-	delete(s.Properties, "crds")   // Helm's own, for the subchart
+	delete(s.Properties, "global")  // Helm's own
+	delete(s.Properties, "crds")    // Helm's own, for the subchart
+	delete(s.Properties, "enabled") // of a chart that contains this one
 	compare(t, "", s, readValues(t, chart+"/values.yaml"))
 }
 

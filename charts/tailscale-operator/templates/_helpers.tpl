@@ -359,7 +359,7 @@ other values decide.
 {{- $_ := set $d "imagePullSecrets" .Values.imagePullSecrets -}}
 {{- $_ := set $d "commonLabels" .Values.commonLabels -}}
 {{- $_ := set $d "networkPolicy" .Values.networkPolicy -}}
-{{- $_ := set $d "resources" (.Values.workloads.resources | default (dict "requests" (dict "cpu" "50m" "memory" "64Mi"))) -}}
+{{- $_ := set $d "resources" (include "tailscale-operator.resources" .Values.workloads.resources | fromYaml) -}}
 {{- $_ := set $d "allowFewerGroups" .Values.apiServerProxyConfig.impersonation.fewerGroups -}}
 {{- $_ := set $d "allowSystemMasters" (has "system:masters" .Values.apiServerProxyConfig.impersonation.groups) -}}
 {{- if include "tailscale-operator.openshift" . -}}
@@ -556,9 +556,10 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* Pods that request nothing are the first that a full node evicts. Whoever sets anything decides on all of it. */}}
+{{/* The resources of pods, from those of the values. Pods that request nothing are the first that a full node
+evicts. Whoever sets anything decides on all of it. */}}
 {{- define "tailscale-operator.resources" -}}
-{{- .Values.operatorConfig.resources | default (dict "requests" (dict "cpu" "50m" "memory" "64Mi")) | toYaml -}}
+{{- . | default (dict "requests" (dict "cpu" "50m" "memory" "64Mi")) | toYaml -}}
 {{- end -}}
 
 {{/* Longer than requests may drain, or the kubelet would cut them. */}}
