@@ -5,15 +5,19 @@ package apiproxy
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -269,6 +273,35 @@ func TestLabelsAreBounded(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"rest", "watch"}, labelValues(t, r.metrics, "tailhelm_apiproxy_requests_total", "kind"), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("kinds (-want +got):\n%s", diff)
+	}
+}
+
+// What answers through the API server cannot make up series either.
+func TestCodesAreBounded(t *testing.T) {
+	r := start(t, newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+		code, err := strconv.Atoi(r.URL.Query().Get("code"))
+		if err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(code)
+	}), options{})
+	for _, code := range []int{200, 404, 499, 600, 799, 999} {
+		r.get(t, alice.Addr, fmt.Sprint("/api/v1/namespaces/a/pods/b/proxy/?code=", code), nil)
+	}
+	r.logs.lines(t, "request", 6)
+	if diff := cmp.Diff([]string{"200", "404", "499", "other"}, labelValues(t, r.metrics, "tailhelm_apiproxy_requests_total", "code")); diff != "" {
+		t.Errorf("codes (-want +got):\n%s", diff)
+	}
+}
+
+// Nothing that a client chose commands the terminal of somebody who reads the log.
+func TestLogHasNoControls(t *testing.T) {
+	r := start(t, newAPIServer(t, nil), options{})
+	const csi = "\u009b2J"
+	r.get(t, alice.Addr, "/api/v1/namespaces/"+url.PathEscape(csi+"\x7f")+"/pods", http.Header{"User-Agent": {csi}})
+	r.logs.lines(t, "request", 1)
+	if log := r.logs.String(); strings.ContainsFunc(log, func(c rune) bool { return c != '\n' && unicode.IsControl(c) }) || !strings.Contains(log, "\ufffd2J") {
+		t.Errorf("the log is %q", log)
 	}
 }
 
