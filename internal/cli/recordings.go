@@ -140,7 +140,7 @@ func newRecorderEvents(r *recorderOptions) *cobra.Command {
 		Use:   "events",
 		Short: "Write the events of requests to the standard output, a JSON object a line",
 		Long: "Write the events of requests in a folder to the standard output, a JSON object a line: day by day and device by device. Their order in time is that of\n" +
-			"their fields \"timestamp\", in seconds since 1970.",
+			"their fields \"timestamp\", in seconds since 1970. Write them to a file, or to a program that reads JSON: callers chose what is in them.",
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := r.checkDir(); err != nil {
