@@ -145,7 +145,7 @@ func (c *SharedCertificates) Run(ctx context.Context) error {
 // none leaves the Lease to one that does: in the update that renames a Service, only
 // the new replicas do.
 func (c *SharedCertificates) compete(ctx context.Context, elector *leaderelection.LeaderElector) {
-	for c.awaitDue(ctx, true) == nil && ctx.Err() == nil {
+	for c.awaitDue(ctx, true) == nil {
 		competing, stop := context.WithCancel(ctx)
 		go func() {
 			_ = c.awaitDue(competing, false)
@@ -159,13 +159,18 @@ func (c *SharedCertificates) compete(ctx context.Context, elector *leaderelectio
 // awaitDue returns nil when the certificate is due, or is not, and ctx's error once ctx
 // is done.
 func (c *SharedCertificates) awaitDue(ctx context.Context, due bool) error {
-	return wait.PollUntilContextCancel(ctx, time.Second, true, func(context.Context) (bool, error) { return c.due() == due, nil })
+	return wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) { return c.due() == due, ctx.Err() })
 }
 
 // due reports whether the certificate is missing, wrong, or in the last third of its life.
 func (c *SharedCertificates) due() bool {
 	cert := c.current.Load()
-	return c.service.Name() != "" && (cert == nil || !c.suits(cert) || time.Until(cert.Leaf.NotAfter) <= lastThird(cert))
+	return c.service.Name() != "" && (cert == nil || !c.isGood(cert))
+}
+
+// isGood reports whether a certificate suits and need not be renewed yet.
+func (c *SharedCertificates) isGood(cert *tls.Certificate) bool {
+	return c.suits(cert) && time.Until(cert.Leaf.NotAfter) > lastThird(cert)
 }
 
 // suits reports whether a certificate is one that this replica would order. A replica that
@@ -253,27 +258,45 @@ func (c *SharedCertificates) load(ctx context.Context, secret *corev1.Secret) {
 		c.config.Log.WarnContext(ctx, "the certificate cannot be read", "secret", c.config.Secret, "error", err)
 		return
 	}
-	old := c.current.Load()
-	if old != nil && c.suits(old) && !c.suits(&cert) {
-		return // of the replicas that replace this one, in an update that renames the Service, or of those that it replaces
-	}
-	if old == nil || !old.Leaf.Equal(cert.Leaf) {
+	if old := c.current.Load(); old == nil || !old.Leaf.Equal(cert.Leaf) && !c.prefers(old, &cert) {
 		c.current.Store(&cert)
 		c.config.Log.InfoContext(ctx, "certificate", "domains", names(&cert), "expires", cert.Leaf.NotAfter)
 	}
 }
 
-// issue orders the certificate. It tries until there is one or ctx is done.
+// prefers reports whether this replica stays with the certificate that it has.
+func (c *SharedCertificates) prefers(own, shared *tls.Certificate) bool {
+	switch {
+	case !c.suits(own):
+		return false
+	case !c.suits(shared):
+		return true // of the replicas that replace this one, in an update that renames the Service, or of those that it replaces
+	case isStaging(own) && !isStaging(shared):
+		return false
+	}
+	// Of a replica that had kept an earlier one when the Secret was lost. When the certificate
+	// was issued decides, not when it ends: what the authority issues may come to live shorter.
+	return c.isGood(own) && shared.Leaf.NotBefore.Before(own.Leaf.NotBefore)
+}
+
+// issue orders the certificate whenever it is due, until ctx is done: the Lease is lost, or
+// left because nothing is due. It must not end before, or this replica would keep the Lease
+// from others and order nothing.
 func (c *SharedCertificates) issue(ctx context.Context) {
 	c.config.Log.InfoContext(ctx, "this replica orders the certificate", "lease", c.config.Lease)
 	defer c.failure.clear() // another one knows better
-	for backoff := issueBackoff; ctx.Err() == nil; {
+	for backoff := issueBackoff; c.awaitDue(ctx, true) == nil; {
 		if c.service.node.await(ctx, func(s status) bool { return s.state == ipn.Running }) != nil {
 			return
 		}
 		err := c.renew(ctx)
-		if err == nil || ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return
+		case err == nil:
+			c.failure.clear()
+			backoff = issueBackoff
+			continue
 		}
 		next := pauseAfter(err, &backoff)
 		c.failure.set(ctx, c.config.Log, explainLimit(err, next, "Secret "+c.config.Secret), next)
@@ -281,18 +304,13 @@ func (c *SharedCertificates) issue(ctx context.Context) {
 	}
 }
 
-// renew orders the certificate and shares it, if it is due.
+// renew orders the certificate and shares it, if it is due. It errs when it is due
+// after that, too.
 func (c *SharedCertificates) renew(ctx context.Context) error {
 	if !c.due() {
 		return nil
 	}
 	domain := c.service.Name()
-	var remaining time.Duration // which one that Tailscale's code has kept must have left
-	if cert := c.current.Load(); cert != nil && c.suits(cert) {
-		remaining = lastThird(cert)
-	} else if cert != nil && isFor(cert, domain) {
-		remaining = time.Until(cert.Leaf.NotAfter) + time.Second // any but this one
-	}
 	switch domains := c.domains(); {
 	case len(domains) == 0:
 		return errHTTPSDisabled
@@ -301,17 +319,43 @@ func (c *SharedCertificates) renew(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
-	certPEM, keyPEM, err := c.order(ctx, domain, remaining)
+	validity := c.validity(domain)
+	got, err := c.obtain(ctx, domain, validity)
+	if next := c.validity(domain); err == nil && c.due() && next > validity { // it was one that this device has kept
+		got, err = c.obtain(ctx, domain, next)
+	}
+	if err == nil && c.due() {
+		err = fmt.Errorf("the certificate for %s that was ordered is for %v, by %s, and is valid from %s to %s, so another is due",
+			domain, names(got), got.Leaf.Issuer, got.Leaf.NotBefore.Format(time.RFC3339), got.Leaf.NotAfter.Format(time.RFC3339))
+	}
+	return err
+}
+
+// validity returns how long the next certificate for domain must be valid to be better than
+// the one that there is. It is never 0: see [Certificates.get].
+func (c *SharedCertificates) validity(domain string) time.Duration {
+	switch cert := c.current.Load(); {
+	case cert == nil || !isFor(cert, domain):
+		return time.Nanosecond // any that is valid: what is left of it serves, should an order fail
+	case !c.suits(cert):
+		return max(time.Until(cert.Leaf.NotAfter), 0) + time.Second // any but this one
+	default:
+		return lastThird(cert)
+	}
+}
+
+// obtain gets a certificate for domain that is valid for some time to come, from the
+// device's state or by an order, and shares it.
+func (c *SharedCertificates) obtain(ctx context.Context, domain string, validity time.Duration) (*tls.Certificate, error) {
+	certPEM, keyPEM, err := c.order(ctx, domain, validity)
 	if err != nil {
-		return fmt.Errorf("the certificate for %s: %w", domain, err)
+		return nil, fmt.Errorf("the certificate for %s: %w", domain, err)
 	}
-	if err := c.share(ctx, certPEM, keyPEM); err != nil {
-		return err
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate for %s: %w", domain, err)
 	}
-	if cert := c.current.Load(); cert != nil && !c.suits(cert) {
-		return fmt.Errorf("the certificate for %s that was ordered is for %v, by %s", domain, names(cert), cert.Leaf.Issuer)
-	}
-	return nil
+	return &cert, c.share(ctx, certPEM, keyPEM)
 }
 
 // errNoHost is why the tailnet issues this device no certificate for the Service.

@@ -4,6 +4,7 @@
 package tailnet
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -38,6 +39,7 @@ const sharedDomain = "kube.tail1234.ts.net"
 type group struct {
 	client kubernetes.Interface
 	life   time.Duration // of the certificates
+	age    time.Duration // of the certificates when they are issued
 	// staging are replicas that ask the staging environment.
 	staging map[string]bool
 
@@ -45,6 +47,66 @@ type group struct {
 	fails  error    // of orders
 	orders []string // the replicas that ordered, in order
 	minima []time.Duration
+	// kept are the pairs that the devices of replicas have kept, by replica and name.
+	kept map[[2]string]pemPair
+}
+
+// pemPair is a certificate and its key in PEM.
+type pemPair struct{ cert, key string }
+
+// end returns when the certificate ends.
+func (p pemPair) end(t *testing.T) time.Time {
+	t.Helper()
+	pair, err := tls.X509KeyPair([]byte(p.cert), []byte(p.key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair.Leaf.NotAfter
+}
+
+// order does what Tailscale's code does on a replica's device: it returns the pair that the
+// device has kept, if that is valid for long enough, and orders another otherwise.
+func (g *group) order(t *testing.T, replica, domain string, validity time.Duration) (certPEM, keyPEM []byte, err error) {
+	t.Helper()
+	if validity <= 0 {
+		return nil, nil, errors.New("such a renewal would fail out of sight")
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	pair, ok := g.kept[[2]string{replica, domain}]
+	if !ok || time.Until(pair.end(t)) < validity {
+		g.orders, g.minima = append(g.orders, replica), append(g.minima, validity)
+		if g.fails != nil {
+			return nil, nil, g.fails
+		}
+		authority := "R13"
+		if g.staging[replica] {
+			authority = "(STAGING) Riddling Rhubarb R12"
+		}
+		from := time.Now().Add(-g.age)
+		pair.cert, pair.key = newPairBy(t, authority, domain, from, from.Add(g.life))
+		g.kept[[2]string{replica, domain}] = pair
+	}
+	return []byte(pair.cert), []byte(pair.key), nil
+}
+
+// keep gives a replica's device a pair that it has kept.
+func (g *group) keep(t *testing.T, replica, domain string, from, to time.Time) {
+	t.Helper()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	cert, key := newPairBy(t, "R13", domain, from, to)
+	g.kept[[2]string{replica, domain}] = pemPair{cert, key}
+}
+
+// setSecret makes a pair, or nothing, the content of the Secret.
+func (g *group) setSecret(t *testing.T, pair pemPair) {
+	t.Helper()
+	if _, err := g.client.CoreV1().Secrets("n").Update(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g-tls"}, Data: map[string][]byte{"tls.crt": []byte(pair.cert), "tls.key": []byte(pair.key)},
+	}, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // fail makes orders fail from now on, or succeed again with nil.
@@ -67,7 +129,7 @@ func newGroup(life time.Duration) *group {
 		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g", ResourceVersion: "1"}},
 	)
 	client.PrependReactor("update", "leases", refuseStale(client.Tracker()))
-	return &group{life: life, client: client}
+	return &group{life: life, client: client, kept: map[[2]string]pemPair{}}
 }
 
 // refuseStale answers updates as an API server does: only one of those that were made of
@@ -127,19 +189,8 @@ func (g *group) startFor(t *testing.T, service tailcfg.ServiceName, name string,
 		service: &Service{node: n, name: service},
 		config:  SharedConfig{Client: g.client, Namespace: "n", Secret: "g-tls", Lease: "g", Identity: name, Staging: g.staging[name], Log: slog.New(slog.DiscardHandler)},
 		domains: func() []string { return domains },
-		order: func(_ context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error) {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			g.orders, g.minima = append(g.orders, name), append(g.minima, minValidity)
-			if g.fails != nil {
-				return nil, nil, g.fails
-			}
-			authority := "R13"
-			if g.staging[name] {
-				authority = "(STAGING) Riddling Rhubarb R12"
-			}
-			cert, key := newPairBy(t, authority, domain, time.Now(), time.Now().Add(g.life))
-			return []byte(cert), []byte(key), nil
+		order: func(_ context.Context, domain string, validity time.Duration) (certPEM, keyPEM []byte, err error) {
+			return g.order(t, name, domain, validity)
 		},
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -225,11 +276,7 @@ func TestSharedCertificateForAnotherName(t *testing.T) {
 		g := newGroup(9 * time.Minute)
 		g.fail(errors.New("no DNS"))
 		other, key := newPair(t, "old.tail1234.ts.net", time.Now(), time.Now().Add(g.life))
-		if _, err := g.client.CoreV1().Secrets("n").Update(t.Context(), &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g-tls"}, Data: map[string][]byte{"tls.crt": []byte(other), "tls.key": []byte(key)},
-		}, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		g.setSecret(t, pemPair{other, key})
 		r := g.start(t, "g-0", sharedDomain)
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -241,6 +288,71 @@ func TestSharedCertificateForAnotherName(t *testing.T) {
 		synctest.Wait()
 		if err := r.Ready(t.Context()); err != nil {
 			t.Errorf("not ready: %v", err)
+		}
+		r.end(t)
+	})
+}
+
+// day is a unit of a certificate's life.
+const day = 24 * time.Hour
+
+// A replica whose device has kept a certificate shares that when the Secret is lost, so that
+// there is one at once, and orders another when it is due. Replicas that have a newer one stay
+// with that.
+func TestSharedCertificateWasKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(90 * day)
+		now := time.Now()
+		cert, key := newPairBy(t, "R13", sharedDomain, now.Add(-10*day), now.Add(80*day))
+		g.setSecret(t, pemPair{cert, key})
+		running := g.start(t, "g-1") // it is no host any more, and orders nothing
+		time.Sleep(time.Second)
+		synctest.Wait()
+		newer := running.served(t)
+
+		g.setSecret(t, pemPair{})
+		kept := now.Add(20 * day)
+		g.keep(t, "g-0", sharedDomain, now.Add(-70*day), kept)
+		g.fail(errors.New("no DNS"))
+		r := g.start(t, "g-0", sharedDomain)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if err := r.Ready(t.Context()); err != nil || !r.Expiry().Equal(kept.Truncate(time.Second)) {
+			t.Errorf("ready: %v, with a certificate that ends at %v; want the one that the device has kept", err, r.Expiry())
+		}
+		if err := r.Warning(t.Context()); err == nil || !strings.Contains(err.Error(), "no DNS") {
+			t.Errorf("the warning is %v, want why the certificate is not renewed", err)
+		}
+		if err := running.Ready(t.Context()); err != nil || !running.served(t).Leaf.Equal(newer.Leaf) {
+			t.Errorf("ready: %v, with a certificate that ends at %v; want the newer one that it had", err, running.Expiry())
+		}
+
+		g.fail(nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for _, r := range []*replicaCertificates{r, running} {
+			if err := cmp.Or(r.Ready(t.Context()), r.Warning(t.Context())); err != nil || r.Expiry().Before(now.Add(90*day-time.Second)) {
+				t.Errorf("ready: %v, with a certificate that ends at %v; want the one that was ordered", err, r.Expiry())
+			}
+			r.end(t)
+		}
+	})
+}
+
+// An authority whose certificates are due at once, as to a clock that is wrong, is asked
+// again and again, but not without a pause and not without a word.
+func TestSharedCertificateIsDueAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(90 * day)
+		g.age = 70 * day
+		r := g.start(t, "g-0", sharedDomain)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := r.Warning(t.Context()); err == nil || !strings.Contains(err.Error(), "another is due") {
+			t.Errorf("the warning is %v", err)
+		}
+		if orders, _ := g.ordered(); len(orders) < 4 || len(orders) > 12 {
+			t.Errorf("%d orders in a minute, want some, further and further apart", len(orders))
 		}
 		r.end(t)
 	})
