@@ -181,7 +181,7 @@ func (c *Certificates) get(ctx context.Context, domain string, validity time.Dur
 // rate limit asks for, if that is longer than the backoff's next step. Looking
 // again whether HTTPS was enabled costs nothing.
 func pauseAfter(err error, backoff *wait.Backoff) time.Duration {
-	if errors.Is(err, errHTTPSDisabled) || errors.Is(err, errNoHost) {
+	if errors.Is(err, errHTTPSDisabled) {
 		return domainCheck
 	}
 	d := backoff.Step()

@@ -49,7 +49,14 @@ type SharedCertificates struct {
 	domains func() []string
 	order   func(ctx context.Context, domain string, minValidity time.Duration) (certPEM, keyPEM []byte, err error)
 	current atomic.Pointer[tls.Certificate]
-	failure orderFailure
+	// refused is why the tailnet would issue this device no certificate, while one is due, and
+	// failure is why its last order failed.
+	refused, failure orderFailure
+
+	ordering sync.Mutex // held while this replica has the Lease; guards what follows
+	// next is when it may order again after a failure: that outlasts the Lease.
+	next    time.Time
+	backoff wait.Backoff
 }
 
 // SharedConfig says where replicas share a certificate.
@@ -95,7 +102,7 @@ func (c *SharedCertificates) GetCertificate(*tls.ClientHelloInfo) (*tls.Certific
 // Ready returns nil when there is a certificate for the Service that is valid now,
 // and otherwise why there is none.
 func (c *SharedCertificates) Ready(context.Context) error {
-	err := cmp.Or(c.failure.get(), errors.New("no certificate yet: waiting for the replica that orders it"))
+	err := cmp.Or(c.notOrdered(), errors.New("no certificate yet: waiting for the replica that orders it"))
 	cert := c.current.Load()
 	if cert != nil && !isFor(cert, c.service.Name()) {
 		return fmt.Errorf("the certificate is for %v, not for %s: %w", names(cert), c.service.Name(), err)
@@ -106,11 +113,14 @@ func (c *SharedCertificates) Ready(context.Context) error {
 	return validNow(cert, err)
 }
 
-// Warning returns nil, or why a certificate that is valid now could not be renewed. Only
-// the replica that orders knows.
+// Warning returns nil, or why this replica could not renew a certificate that is valid now.
+// One that leaves it to another replica does not know.
 func (c *SharedCertificates) Warning(context.Context) error {
-	return notRenewed(c.current.Load(), c.failure.get())
+	return notRenewed(c.current.Load(), c.notOrdered())
 }
+
+// notOrdered returns nil, or why this replica has ordered no certificate although one is due.
+func (c *SharedCertificates) notOrdered() error { return cmp.Or(c.refused.get(), c.failure.get()) }
 
 // Expiry returns when the certificate ends, or the zero time before there is one.
 func (c *SharedCertificates) Expiry() time.Time {
@@ -141,14 +151,14 @@ func (c *SharedCertificates) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// compete takes part in elections while the certificate is due. A replica that needs
-// none leaves the Lease to one that does: in the update that renames a Service, only
-// the new replicas do.
+// compete takes part in elections while this replica can order the certificate. One that
+// cannot, or need not, leaves the Lease to others: only approved hosts of the Service get its
+// certificate, and in the update that renames a Service, only the new replicas need one.
 func (c *SharedCertificates) compete(ctx context.Context, elector *leaderelection.LeaderElector) {
-	for c.awaitDue(ctx, true) == nil {
+	for c.awaitEligible(ctx, true) == nil {
 		competing, stop := context.WithCancel(ctx)
 		go func() {
-			_ = c.awaitDue(competing, false)
+			_ = c.awaitEligible(competing, false)
 			stop()
 		}()
 		elector.Run(competing) // returns when the Lease is lost, too
@@ -156,11 +166,50 @@ func (c *SharedCertificates) compete(ctx context.Context, elector *leaderelectio
 	}
 }
 
-// awaitDue returns nil when the certificate is due, or is not, and ctx's error once ctx
-// is done.
-func (c *SharedCertificates) awaitDue(ctx context.Context, due bool) error {
-	return wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) { return c.due() == due, ctx.Err() })
+// awaitEligible returns nil when this replica can order the certificate, or cannot or need
+// not, and ctx's error once ctx is done.
+func (c *SharedCertificates) awaitEligible(ctx context.Context, eligible bool) error {
+	return wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) {
+		return c.eligible(ctx) == eligible, ctx.Err()
+	})
 }
+
+// eligible reports whether the certificate is due and the tailnet would issue it to this
+// device. It notes why not.
+func (c *SharedCertificates) eligible(ctx context.Context) bool {
+	if !c.due() {
+		c.refused.clear()
+		c.failure.clear() // whichever replica has ordered
+		return false
+	}
+	if err := c.refusal(); err != nil {
+		c.refused.set(ctx, c.config.Log, err, time.Second)
+		return false
+	}
+	c.refused.clear()
+	return true
+}
+
+// refusal returns why the tailnet would issue this device no certificate for the Service now,
+// or nil.
+func (c *SharedCertificates) refusal() error {
+	st := c.service.node.currentStatus()
+	switch {
+	case st.state != ipn.Running || st.isRemoved():
+		return errOffTailnet
+	case len(c.domains()) == 0:
+		return errHTTPSDisabled
+	case !slices.Contains(c.domains(), c.service.Name()):
+		return errNoHost
+	}
+	return nil
+}
+
+// errOffTailnet is why this device can order no certificate at all.
+var errOffTailnet = errors.New("this device is not on the tailnet, and can order no certificate: the check tailnet says why")
+
+// errNoHost is why the tailnet issues this device no certificate for the Service.
+var errNoHost = errors.New("the tailnet has not approved this device as a host of the Service, and issues it no certificate: add the device's tag to autoApprovers.services of the tailnet policy, or approve it in the admin console (Services)")
 
 // due reports whether the certificate is missing, wrong, or in the last third of its life.
 func (c *SharedCertificates) due() bool {
@@ -280,27 +329,27 @@ func (c *SharedCertificates) prefers(own, shared *tls.Certificate) bool {
 }
 
 // issue orders the certificate whenever it is due, until ctx is done: the Lease is lost, or
-// left because nothing is due. It must not end before, or this replica would keep the Lease
-// from others and order nothing.
+// left to others. It must not end before, or this replica would keep the Lease from them and
+// order nothing.
 func (c *SharedCertificates) issue(ctx context.Context) {
+	c.ordering.Lock() // an earlier one may be about to end
+	defer c.ordering.Unlock()
 	c.config.Log.InfoContext(ctx, "this replica orders the certificate", "lease", c.config.Lease)
-	defer c.failure.clear() // another one knows better
-	for backoff := issueBackoff; c.awaitDue(ctx, true) == nil; {
-		if c.service.node.await(ctx, func(s status) bool { return s.state == ipn.Running }) != nil {
-			return
-		}
+	if time.Since(c.next) > issueBackoff.Cap {
+		c.backoff = issueBackoff // the last failure is long over
+	}
+	for c.awaitEligible(ctx, true) == nil && pause(ctx, time.Until(c.next)) == nil {
 		err := c.renew(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			c.failure.clear()
-			backoff = issueBackoff
+			c.backoff = issueBackoff
 			continue
 		}
-		next := pauseAfter(err, &backoff)
+		next := pauseAfter(err, &c.backoff)
+		c.next = time.Now().Add(next)
 		c.failure.set(ctx, c.config.Log, explainLimit(err, next, "Secret "+c.config.Secret), next)
-		_ = pause(ctx, next)
 	}
 }
 
@@ -311,12 +360,6 @@ func (c *SharedCertificates) renew(ctx context.Context) error {
 		return nil
 	}
 	domain := c.service.Name()
-	switch domains := c.domains(); {
-	case len(domains) == 0:
-		return errHTTPSDisabled
-	case !slices.Contains(domains, domain):
-		return errNoHost
-	}
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
 	validity := c.validity(domain)
@@ -357,9 +400,6 @@ func (c *SharedCertificates) obtain(ctx context.Context, domain string, validity
 	}
 	return &cert, c.share(ctx, certPEM, keyPEM)
 }
-
-// errNoHost is why the tailnet issues this device no certificate for the Service.
-var errNoHost = errors.New("the tailnet has not approved this device as a host of the Service, and issues it no certificate: add the device's tag to autoApprovers.services of the tailnet policy, or approve it in the admin console (Services)")
 
 // share puts a certificate into the Secret.
 func (c *SharedCertificates) share(ctx context.Context, certPEM, keyPEM []byte) error {

@@ -49,6 +49,26 @@ type group struct {
 	minima []time.Duration
 	// kept are the pairs that the devices of replicas have kept, by replica and name.
 	kept map[[2]string]pemPair
+	// rejected are replicas that the tailnet does not let host the Service.
+	rejected map[string]bool
+}
+
+// reject makes the tailnet take a replica for no host of the Service, or for one again.
+func (g *group) reject(replica string, rejected bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rejected[replica] = rejected
+}
+
+// issuedFor returns the names for which the tailnet issues a replica certificates: domains, as
+// long as it is a host.
+func (g *group) issuedFor(replica string, domains []string) []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.rejected[replica] {
+		return []string{replica + ".tail1234.ts.net"}
+	}
+	return domains
 }
 
 // pemPair is a certificate and its key in PEM.
@@ -129,7 +149,7 @@ func newGroup(life time.Duration) *group {
 		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "g", ResourceVersion: "1"}},
 	)
 	client.PrependReactor("update", "leases", refuseStale(client.Tracker()))
-	return &group{life: life, client: client, kept: map[[2]string]pemPair{}}
+	return &group{life: life, client: client, kept: map[[2]string]pemPair{}, rejected: map[string]bool{}}
 }
 
 // refuseStale answers updates as an API server does: only one of those that were made of
@@ -188,7 +208,7 @@ func (g *group) startFor(t *testing.T, service tailcfg.ServiceName, name string,
 	c := &SharedCertificates{
 		service: &Service{node: n, name: service},
 		config:  SharedConfig{Client: g.client, Namespace: "n", Secret: "g-tls", Lease: "g", Identity: name, Staging: g.staging[name], Log: slog.New(slog.DiscardHandler)},
-		domains: func() []string { return domains },
+		domains: func() []string { return g.issuedFor(name, domains) },
 		order: func(_ context.Context, domain string, validity time.Duration) (certPEM, keyPEM []byte, err error) {
 			return g.order(t, name, domain, validity)
 		},
@@ -288,6 +308,99 @@ func TestSharedCertificateForAnotherName(t *testing.T) {
 		synctest.Wait()
 		if err := r.Ready(t.Context()); err != nil {
 			t.Errorf("not ready: %v", err)
+		}
+		r.end(t)
+	})
+}
+
+// A replica that the tailnet issues no certificate says why, and leaves the Lease to one that
+// it issues one: at first, in a renewal, and when it stops being one that gets it.
+func TestSharedCertificateIsOrderedByAHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const life = 9 * time.Minute
+		g := newGroup(life)
+		g.reject("g-0", true)
+		a := g.start(t, "g-0", sharedDomain)
+		off := g.start(t, "g-1", sharedDomain)
+		off.service.node.update(func(s *status) { s.state = ipn.NeedsLogin })
+		time.Sleep(leaseDuration)
+		synctest.Wait()
+		if err := a.Ready(t.Context()); !errors.Is(err, errNoHost) {
+			t.Errorf("ready: %v, want that it is no host", err)
+		}
+		if err := off.Ready(t.Context()); !errors.Is(err, errOffTailnet) {
+			t.Errorf("ready: %v, want that it is not on the tailnet", err)
+		}
+		b := g.start(t, "g-2", sharedDomain)
+		all := []*replicaCertificates{a, off, b}
+		ordered := func(when string, want ...string) {
+			t.Helper()
+			synctest.Wait()
+			if orders, _ := g.ordered(); !slices.Equal(orders, want) {
+				t.Fatalf("%s: orders of %v, want %v", when, orders, want)
+			}
+			for _, r := range all {
+				if err := cmp.Or(r.Ready(t.Context()), r.Warning(t.Context())); err != nil {
+					t.Errorf("%s: ready: %v", when, err)
+				}
+			}
+		}
+		time.Sleep(leaseDuration)
+		ordered("at first", "g-2")
+
+		g.reject("g-2", true)
+		g.reject("g-0", false)
+		time.Sleep(life*2/3 + leaseDuration)
+		ordered("renewal", "g-2", "g-0")
+
+		// This time g-0 has the Lease when it is rejected, and g-1 is back on the tailnet.
+		g.fail(errors.New("no DNS"))
+		time.Sleep(life * 2 / 3)
+		synctest.Wait()
+		if err := a.Warning(t.Context()); err == nil || !strings.Contains(err.Error(), "no DNS") {
+			t.Errorf("the warning is %v", err)
+		}
+		failed, _ := g.ordered()
+		g.fail(nil)
+		g.reject("g-0", true)
+		off.service.node.update(func(s *status) { s.state = ipn.Running })
+		time.Sleep(leaseDuration)
+		ordered("the next renewal", append(failed, "g-1")...)
+		for _, r := range all {
+			r.end(t)
+		}
+	})
+}
+
+// A limit of the certificate authority is kept to, and told, whatever becomes of the Lease.
+func TestSharedCertificateKeepsToALimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(9 * time.Minute)
+		g.fail(limitError(t))
+		r := g.start(t, "g-0", sharedDomain)
+		for range 3 {
+			time.Sleep(time.Minute)
+			r.service.node.update(func(s *status) { s.state = ipn.Starting })
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if err := r.Ready(t.Context()); !errors.Is(err, errOffTailnet) {
+				t.Errorf("ready: %v, want that it is not on the tailnet", err)
+			}
+			r.service.node.update(func(s *status) { s.state = ipn.Running })
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := r.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "it is asked again at 2000-01-01T01:00:0") {
+			t.Errorf("ready: %v, want the limit", err)
+		}
+		if orders, _ := g.ordered(); len(orders) != 1 {
+			t.Errorf("%d orders before the limit ends, want 1", len(orders))
+		}
+		g.fail(nil)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if err := r.Ready(t.Context()); err != nil {
+			t.Errorf("ready: %v", err)
 		}
 		r.end(t)
 	})
@@ -426,17 +539,19 @@ func TestSharedCertificateOfStaging(t *testing.T) {
 }
 
 // What keeps the tailnet from issuing a certificate is told by the replica that
-// orders, and it goes on trying.
+// orders, and it goes on trying. What keeps each from ordering is told by each.
 func TestSharedCertificateFailures(t *testing.T) {
+	const waits = "waiting for the replica that orders it"
 	for name, tc := range map[string]struct {
 		domains []string
 		fails   error
 		want    string
+		other   string // what the other replica says
 	}{
-		"HTTPS is off": {nil, nil, "enable HTTPS in its DNS settings"},
-		"no host":      {[]string{"g-0.tail1234.ts.net"}, nil, "autoApprovers.services"},
-		"a limit":      {[]string{sharedDomain}, limitError(t), "a limit of the certificate authority, which ends by itself: it is asked again at 2000-01-01T01:00:0"},
-		"ACME":         {[]string{sharedDomain}, errors.New("rate limited"), "the certificate for " + sharedDomain + ": rate limited"},
+		"HTTPS is off": {nil, nil, "enable HTTPS in its DNS settings", "enable HTTPS in its DNS settings"},
+		"no host":      {[]string{"g-0.tail1234.ts.net"}, nil, "autoApprovers.services", "autoApprovers.services"},
+		"a limit":      {[]string{sharedDomain}, limitError(t), "a limit of the certificate authority, which ends by itself: it is asked again at 2000-01-01T01:00:0", waits},
+		"ACME":         {[]string{sharedDomain}, errors.New("rate limited"), "the certificate for " + sharedDomain + ": rate limited", waits},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -447,8 +562,9 @@ func TestSharedCertificateFailures(t *testing.T) {
 				time.Sleep(time.Minute)
 				synctest.Wait()
 				ready := []error{r.Ready(t.Context()), waiting.Ready(t.Context())}
-				if !strings.Contains(errors.Join(ready...).Error(), tc.want) || !strings.Contains(errors.Join(ready...).Error(), "waiting for the replica that orders it") {
-					t.Errorf("ready: %v, want %q of one and that the other waits", ready, tc.want)
+				says := func(i int, what string) bool { return ready[i] != nil && strings.Contains(ready[i].Error(), what) }
+				if !(says(0, tc.want) && says(1, tc.other) || says(1, tc.want) && says(0, tc.other)) {
+					t.Errorf("ready: %v, want %q of one and %q of the other", ready, tc.want, tc.other)
 				}
 				if strings.Contains(errors.Join(ready...).Error(), "tls.source") {
 					t.Errorf("ready: %v, but replicas have no other source of certificates", ready)
