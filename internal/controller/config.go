@@ -49,7 +49,8 @@ type Config struct {
 
 // timing is how long the controllers wait for what.
 type timing struct {
-	// resync is how often the Tailscale Service is looked at when nothing happens.
+	// resync is how often the Tailscale Service is looked at, and the Tailscale API asked for a
+	// recorder, when nothing happens.
 	resync time.Duration
 	// suspect is how often it is looked at while replicas say that they are no hosts of it.
 	suspect time.Duration

@@ -33,6 +33,7 @@ type gate struct {
 	until    time.Time
 	err      error
 	failures int
+	answered time.Time // when it last did what was asked, or zero since it failed for all
 }
 
 // do calls f with the API, or returns why it was not called.
@@ -58,7 +59,7 @@ func (g *gate) note(err error) {
 	defer g.mu.Unlock()
 	if !errors.As(err, &e) {
 		if err == nil {
-			g.failures, g.until = 0, time.Time{}
+			g.failures, g.until, g.answered = 0, time.Time{}, time.Now()
 		}
 		return
 	}
@@ -81,7 +82,15 @@ func (g *gate) note(err error) {
 	// For all callers: what this one wanted is not their business.
 	shared := *e
 	shared.Action = "using the Tailscale API"
-	g.until, g.err = time.Now().Add(wait), &shared
+	g.until, g.err, g.answered = time.Now().Add(wait), &shared, time.Time{}
+}
+
+// hasAnswered reports whether the API has done what somebody asked within d, and has not
+// failed for all since.
+func (g *gate) hasAnswered(d time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !g.answered.IsZero() && time.Since(g.answered) < d
 }
 
 // after returns when to try again what failed with err.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tailhelm/tailhelm/api/v1alpha1"
+	"github.com/tailhelm/tailhelm/internal/tailapi"
 	"github.com/tailhelm/tailhelm/internal/workload"
 )
 
@@ -97,8 +99,26 @@ func (p *recorderPass) run(ctx context.Context) error {
 	if err := p.ensureWorkload(ctx); err != nil || p.invalid != "" {
 		return err
 	}
-	api, other := firstAPI(p.tidyReplicas(ctx)...)
+	api, other := firstAPI(append(p.tidyReplicas(ctx), p.askAPI(ctx))...)
 	return errors.Join(p.noteAPI(api), other)
+}
+
+// askAPI asks the Tailscale API for a device of the recorder when nobody has had an answer
+// for a while: a recorder that is as it should be needs nothing of the API, and what keeps
+// the operator from using it must be known before.
+func (p *recorderPass) askAPI(ctx context.Context) error {
+	i := slices.IndexFunc(p.wanted(), func(r replica) bool { return r.deviceID() != "" })
+	if i < 0 || p.gate.hasAnswered(p.config.timing.resync) {
+		return nil
+	}
+	return p.gate.do(func(api *tailapi.Client) error {
+		_, err := api.OwnDevice(ctx, p.wanted()[i].deviceID(), p.own)
+		var notOwn *tailapi.NotOwnError
+		if errors.As(err, &notOwn) {
+			return nil // an answer; whose the device is counts when it is to be deleted
+		}
+		return err
+	})
 }
 
 // ensureWorkload renders the templates and makes the cluster like the result.
@@ -150,7 +170,7 @@ func anySlice(list []string) []any {
 func (p *recorderPass) setConditions(failed error) {
 	p.setDevices()
 	wanted, ready := len(p.wanted()), p.count(p.ready)
-	p.setAPI(p.apiErr == nil && p.invalid == "" && failed == nil && wanted > 0 && p.count(replica.running) == wanted)
+	p.setAPI(p.gate.hasAnswered(p.config.timing.resync))
 	var message string
 	status, reason := metav1.ConditionFalse, v1alpha1.ReasonRecorderCreating
 	switch {

@@ -120,6 +120,25 @@ func TestRecorderTellsWhatIsMissing(t *testing.T) {
 	w.waitDevices()
 }
 
+// A recorder that needs nothing of the Tailscale API says within a while that the operator
+// cannot use it, and that it can again. It takes recordings meanwhile.
+func TestRecorderTellsOfTheAPI(t *testing.T) {
+	w := newWorld(t)
+	r := w.recorder(v1alpha1.RecorderSpec{})
+	w.waitTaking(r)
+	w.waitCondition(r, v1alpha1.TailscaleAPIAvailable, metav1.ConditionTrue, "")
+	for _, name := range []string{"401", "500"} {
+		f := failures[name]
+		w.tailnet.Fail(f.path, f.fault)
+		w.waitCondition(r, v1alpha1.TailscaleAPIAvailable, metav1.ConditionFalse, f.reason)
+		if c := condition(r, v1alpha1.RecorderReady); c.Status != metav1.ConditionTrue {
+			t.Errorf("%s: ready is %s: %s", name, c.Status, c.Message)
+		}
+		w.tailnet.ClearFaults()
+		w.waitCondition(r, v1alpha1.TailscaleAPIAvailable, metav1.ConditionTrue, "")
+	}
+}
+
 // Volumes outlive the Recorder, and a new one of the same name has them again.
 func TestRecorderKeepsVolumes(t *testing.T) {
 	w := newWorld(t)
