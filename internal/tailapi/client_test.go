@@ -89,9 +89,13 @@ func TestErrors(t *testing.T) {
 		"429":             {nil, limited, KindRateLimited, 17 * time.Second, "slow down"},
 		"500":             {nil, status(500, `{"message":"internal"}`), KindUnavailable, 0, "tried again"},
 		"502 of a proxy":  {nil, status(502, `<html>Bad Gateway</html>`), KindUnavailable, 0, "answered 502 Bad Gateway"},
+		"404 of a proxy":  {nil, status(404, `<html>Not Found</html>`), KindUnavailable, 0, "answered 404 Not Found"},
+		"404 in JSON":     {nil, status(404, `{"error":"no route"}`), KindUnavailable, 0, "answered 404 Not Found"},
 		"403 of a proxy":  {nil, status(403, `<html>Forbidden</html>`), KindForbidden, 0, "answered 403 Forbidden"},
 		"token 401":       {status(401, `{"message":"bad client"}`), nil, KindCredentials, 0, "check the ID and secret"},
 		"token 400":       {status(400, `{"error":"invalid_client"}`), nil, KindCredentials, 0, "check the ID and secret"},
+		"token 404":       {status(404, `404 page not found`), nil, KindUnavailable, 0, "has no such API"},
+		"token 404, JSON": {status(404, `{"message":"not found"}`), nil, KindUnavailable, 0, "has no such API"},
 		"token 429":       {limited, nil, KindRateLimited, 17 * time.Second, ""},
 		"token 500":       {status(500, `{}`), nil, KindUnavailable, 0, ""},
 		"hangs up":        {nil, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, KindUnavailable, 0, "tried again"},
@@ -144,6 +148,26 @@ func TestNotFound(t *testing.T) {
 	}
 	if err := c.PutService(t.Context(), Service{Name: "svc:x"}); !IsNotFound(err) {
 		t.Errorf("writing: %v, want an error", err)
+	}
+}
+
+// A 404 that is not the API's says nothing of what was asked for: nobody may take it for gone.
+func TestNotFoundOfAnother(t *testing.T) {
+	for name, api := range map[string]*fakeAPI{
+		"a front end":    {other: status(404, `<html>Not Found</html>`)},
+		"token endpoint": {token: status(404, `{"message":"not found"}`)},
+	} {
+		c, _ := client(t, api)
+		_, service := c.Service(t.Context(), "svc:x")
+		_, device := c.OwnDevice(t.Context(), "n1", func(DeviceIdentity) bool { return true })
+		for what, err := range map[string]error{
+			"reading a service": service, "deleting a service": c.DeleteService(t.Context(), "svc:x"), "reading a device": device,
+			"deleting a device": c.DeleteDevice(t.Context(), OwnDevice{id: "n1"}), "deleting a key": c.DeleteKey(t.Context(), "k1"),
+		} {
+			if err == nil || IsNotFound(err) {
+				t.Errorf("%s, %s: %v, want an error that does not say that there is none", name, what, err)
+			}
+		}
 	}
 }
 
@@ -237,10 +261,15 @@ func TestWarning(t *testing.T) {
 	}
 }
 
+// identityToken returns a token of a workload identity that lasts for an hour.
+func identityToken() string {
+	part := func(json string) string { return base64.RawURLEncoding.EncodeToString([]byte(json)) }
+	return part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"exp":%d}`, time.Now().Add(time.Hour).Unix())) + "." + part("signature")
+}
+
 // TestWorkloadIdentity: the token in the file is exchanged for the rights of the client.
 func TestWorkloadIdentity(t *testing.T) {
-	part := func(json string) string { return base64.RawURLEncoding.EncodeToString([]byte(json)) }
-	jwt := part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"exp":%d}`, time.Now().Add(time.Hour).Unix())) + "." + part("signature")
+	jwt := identityToken()
 	var exchanged string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

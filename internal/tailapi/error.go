@@ -23,7 +23,7 @@ const (
 	KindCredentials Kind = "Unauthorized" // credentials are missing, wrong or revoked
 	KindForbidden   Kind = "Forbidden"    // credentials lack a scope
 	KindRateLimited Kind = "RateLimited"  // too many requests
-	KindNotFound    Kind = "NotFound"     // there is no such thing
+	KindNotFound    Kind = "NotFound"     // there is no such thing, says the API itself
 	KindInvalid     Kind = "Refused"      // the request can never succeed as it is
 	KindUnavailable Kind = "Unavailable"  // the API is away or failed
 )
@@ -75,10 +75,11 @@ func ignoreNotFound(err error) error {
 
 // newError says what err means. seen is the last answer, if there was one.
 func newError(action, scope string, seen answer, err error) *Error {
-	e := &Error{Action: action, Kind: kindOf(seen.status, err), RetryAfter: seen.retryAfter, Err: shorten(seen, err)}
-	var token *oauth2.RetrieveError
-	if errors.As(err, &token) {
-		e.RetryAfter = retryAfter(token.Response.Header.Get("Retry-After"), time.Now())
+	status, token := statusOf(seen, err)
+	e := &Error{Action: action, Kind: kindOf(status, token, err), RetryAfter: seen.retryAfter, Err: shorten(seen, err)}
+	var retrieve *oauth2.RetrieveError
+	if errors.As(err, &retrieve) {
+		e.RetryAfter = retryAfter(retrieve.Response.Header.Get("Retry-After"), time.Now())
 	}
 	switch {
 	case e.Kind == KindCredentials:
@@ -88,43 +89,61 @@ func newError(action, scope string, seen answer, err error) *Error {
 	case e.Kind == KindForbidden:
 		e.Hint = "the OAuth client needs the write scope " + scope
 	case e.Kind == KindNotFound:
-		e.Hint = "the control server has no such API: groups need Tailscale's, or one with Tailscale Services"
+		e.Hint = noSuchAPI
 	case e.Kind == KindRateLimited:
 		e.Hint = "tried again when the API allows it"
+	case status == http.StatusNotFound:
+		e.Hint = "tried again until the API answers: this was something in front of it, or " + noSuchAPI
 	case e.Kind == KindUnavailable:
 		e.Hint = "tried again until the API answers"
 	}
 	return e
 }
 
-// kindOf tells what an error means by the status of the last answer, because the
-// library does not tell the status of an answer that it cannot read.
-func kindOf(status int, err error) Kind {
-	var token *oauth2.RetrieveError
+const noSuchAPI = "the control server has no such API: groups need Tailscale's, or one with Tailscale Services"
+
+// statusOf returns the status of the answer that err is about, or 0, and whether that
+// answered a request for an access token. An answer that the library cannot read is known by
+// seen only.
+func statusOf(seen answer, err error) (status int, token bool) {
 	var api tailscale.APIError
+	var retrieve *oauth2.RetrieveError
 	switch {
-	case errors.As(err, &token):
-		if status = token.Response.StatusCode; status == http.StatusBadRequest || status == http.StatusForbidden {
-			return KindCredentials
-		}
 	case errors.As(err, &api):
-		status = api.Status
-	case strings.Contains(err.Error(), "token exchange failed with status 4"), strings.Contains(err.Error(), "ID token"):
-		return KindCredentials
+		return api.Status, false
+	case errors.As(err, &retrieve):
+		return retrieve.Response.StatusCode, true
 	}
+	return seen.status, false
+}
+
+// kindOf tells what an error means; status and token are those of statusOf.
+func kindOf(status int, token bool, err error) Kind {
 	switch {
-	case status == http.StatusUnauthorized:
-		return KindCredentials
-	case status == http.StatusForbidden:
-		return KindForbidden
+	case saysNotFound(err):
+		return KindNotFound
 	case status == http.StatusTooManyRequests:
 		return KindRateLimited
 	case status == http.StatusNotFound:
-		return KindNotFound
+		return KindUnavailable // whoever answered, it does not know whether there is such a thing
+	case status == http.StatusUnauthorized, token && status >= 400 && status < 500,
+		strings.Contains(err.Error(), "token exchange failed with status 4"), strings.Contains(err.Error(), "ID token"):
+		return KindCredentials
+	case status == http.StatusForbidden:
+		return KindForbidden
 	case status >= 400 && status < 500:
 		return KindInvalid
 	}
 	return KindUnavailable
+}
+
+// saysNotFound reports whether the API itself says that there is no such thing. A page of
+// something in front of it, or an endpoint for tokens that is not there, must not count:
+// what is said to be gone is forgotten, and would stay in the tailnet. The API's own errors
+// have a message.
+func saysNotFound(err error) bool {
+	var api tailscale.APIError
+	return errors.As(err, &api) && api.Status == http.StatusNotFound && api.Message != ""
 }
 
 // shorten returns an error that a person can read in place of one about JSON or
@@ -132,7 +151,7 @@ func kindOf(status int, err error) Kind {
 func shorten(seen answer, err error) error {
 	var api tailscale.APIError
 	switch {
-	case errors.As(err, &api):
+	case errors.As(err, &api) && api.Message != "":
 		return err
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the Tailscale API did not answer within %v: %w", timeout, err)
