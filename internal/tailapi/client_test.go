@@ -296,6 +296,24 @@ func TestWorkloadIdentity(t *testing.T) {
 	}
 }
 
+// TestTokenExchangeFails: a refusal is one of the credentials only if it is meant for them.
+func TestTokenExchangeFails(t *testing.T) {
+	for code, want := range map[int]Kind{
+		400: KindCredentials, 401: KindCredentials, 403: KindCredentials, 404: KindUnavailable, 408: KindUnavailable, 429: KindRateLimited, 500: KindUnavailable,
+	} {
+		server := httptest.NewServer(status(code, `{"message":"no"}`))
+		defer server.Close()
+		dir := t.TempDir()
+		write(t, dir, "token", identityToken())
+		c := New(Credentials{BaseURL: server.URL, ClientID: "identity", IDTokenFile: filepath.Join(dir, "token")})
+		_, err := c.CreateKey(t.Context(), []string{"tag:k8s"}, "a test", time.Hour)
+		var e *Error
+		if !errors.As(err, &e) || e.Kind != want || !strings.Contains(err.Error(), "token exchange failed") {
+			t.Errorf("%d: %v, want %s", code, err, want)
+		}
+	}
+}
+
 // TestCredentialsThatCannotBeRead: the message names the file, or the address.
 func TestCredentialsThatCannotBeRead(t *testing.T) {
 	dir := t.TempDir()

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -102,6 +104,10 @@ func newError(action, scope string, seen answer, err error) *Error {
 
 const noSuchAPI = "the control server has no such API: groups need Tailscale's, or one with Tailscale Services"
 
+// exchangeFailed finds the status in the library's error about the exchange of a workload
+// identity's token, which has it in its text alone.
+var exchangeFailed = regexp.MustCompile(`token exchange failed with status (\d{3})`)
+
 // statusOf returns the status of the answer that err is about, or 0, and whether that
 // answered a request for an access token. An answer that the library cannot read is known by
 // seen only.
@@ -114,6 +120,10 @@ func statusOf(seen answer, err error) (status int, token bool) {
 	case errors.As(err, &retrieve):
 		return retrieve.Response.StatusCode, true
 	}
+	if m := exchangeFailed.FindStringSubmatch(err.Error()); m != nil {
+		status, err := strconv.Atoi(m[1])
+		return status, err == nil
+	}
 	return seen.status, false
 }
 
@@ -124,10 +134,9 @@ func kindOf(status int, token bool, err error) Kind {
 		return KindNotFound
 	case status == http.StatusTooManyRequests:
 		return KindRateLimited
-	case status == http.StatusNotFound:
+	case status == http.StatusNotFound, status == http.StatusRequestTimeout:
 		return KindUnavailable // whoever answered, it does not know whether there is such a thing
-	case status == http.StatusUnauthorized, token && status >= 400 && status < 500,
-		strings.Contains(err.Error(), "token exchange failed with status 4"), strings.Contains(err.Error(), "ID token"):
+	case status == http.StatusUnauthorized, token && status >= 400 && status < 500, status == 0 && strings.Contains(err.Error(), "ID token"):
 		return KindCredentials
 	case status == http.StatusForbidden:
 		return KindForbidden
