@@ -33,6 +33,7 @@ type gate struct {
 	until    time.Time
 	err      error
 	failures int
+	shuts    int       // how often it was shut
 	answered time.Time // when it last did what was asked, or zero since it failed for all
 }
 
@@ -42,23 +43,25 @@ func (g *gate) do(f func(*tailapi.Client) error) error {
 		return errNoAPI
 	}
 	g.mu.Lock()
-	shut, err := time.Now().Before(g.until), g.err
+	shut, err, shuts := time.Now().Before(g.until), g.err, g.shuts
 	g.mu.Unlock()
 	if shut {
 		return err
 	}
 	err = f(g.api)
-	g.note(err)
+	g.note(err, shuts)
 	return err
 }
 
-// note decides by an answer whether the gate is shut.
-func (g *gate) note(err error) {
+// note decides by an answer whether the gate is shut. shuts is how often it had been when
+// the call began: a call that was under way when another one shut the gate neither opens it
+// nor makes its time shorter, because what it met was earlier.
+func (g *gate) note(err error, shuts int) {
 	var e *tailapi.Error
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !errors.As(err, &e) {
-		if err == nil {
+		if err == nil && g.shuts == shuts {
 			g.failures, g.until, g.answered = 0, time.Time{}, time.Now()
 		}
 		return
@@ -79,10 +82,15 @@ func (g *gate) note(err error) {
 	default:
 		return
 	}
+	until := time.Now().Add(wait)
+	if until.Before(g.until) {
+		return
+	}
 	// For all callers: what this one wanted is not their business.
 	shared := *e
 	shared.Action = "using the Tailscale API"
-	g.until, g.err, g.answered = time.Now().Add(wait), &shared, time.Time{}
+	g.until, g.err, g.answered = until, &shared, time.Time{}
+	g.shuts++
 }
 
 // hasAnswered reports whether the API has done what somebody asked within d, and has not

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tailhelm/tailhelm/internal/tailapi"
@@ -37,6 +38,42 @@ func TestGateIsShutForAWhile(t *testing.T) {
 			if wait := g.after(failure); wait > c.most || wait < c.least {
 				t.Errorf("shut for %s, want %s to %s", wait, c.least, c.most)
 			}
+		})
+	}
+}
+
+// TestGateStaysShutForCallsUnderWay: what a call met that began before the gate was shut neither
+// opens it nor makes its time shorter; what a later one meets does open it.
+func TestGateStaysShutForCallsUnderWay(t *testing.T) {
+	limited := &tailapi.Error{Kind: tailapi.KindRateLimited, RetryAfter: 5 * time.Minute, Err: errors.New("slow down")}
+	away := &tailapi.Error{Kind: tailapi.KindUnavailable, Err: errors.New("away")}
+	for name, late := range map[string]error{"succeeds": nil, "is limited for less": &tailapi.Error{Kind: tailapi.KindRateLimited, RetryAfter: time.Second}, "fails": away} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := &gate{api: &tailapi.Client{}, timing: usual}
+				answer := func(err error) func(*tailapi.Client) error { return func(*tailapi.Client) error { return err } }
+				err := g.do(func(*tailapi.Client) error { // one group's call, and during it another's
+					if err := g.do(answer(limited)); !errors.Is(err, limited) {
+						t.Errorf("the other call: %v", err)
+					}
+					return late
+				})
+				if !errors.Is(err, late) {
+					t.Errorf("the call under way: %v", err)
+				}
+				time.Sleep(5*time.Minute - time.Second)
+				if err := g.do(answer(nil)); err == nil || !strings.Contains(err.Error(), "slow down") {
+					t.Errorf("before the time that the API asked for: %v, want a gate that is shut", err)
+				}
+				time.Sleep(time.Second)
+				if err := g.do(answer(nil)); err != nil {
+					t.Errorf("after it: %v", err)
+				}
+				_ = g.do(answer(away))
+				if wait := g.after(away); wait != usual.backoff {
+					t.Errorf("after a success, the first failure shuts the gate for %v, want %v", wait, usual.backoff)
+				}
+			})
 		})
 	}
 }
