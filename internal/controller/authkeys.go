@@ -90,14 +90,22 @@ func annotatedTime(config *corev1.Secret, name string) time.Time {
 // mayMint returns when a replica may have another auth key, and when it may have keyBurst
 // of them again after that. Both come of what the config Secret tells, which replicas
 // cannot write.
+//
+// What lies further ahead than it can was written by a clock that was ahead, and has been
+// corrected since. A replica must not be without a key until that time comes, so it counts
+// only as far as the replica may have a key now; from that on the times are right again.
 func (f *fleet) mayMint(config *corev1.Secret, now time.Time) (at, full time.Time) {
+	every := f.config.timing.keyEvery
 	full = annotatedTime(config, annotationKeyBudget)
 	if full.Before(now) {
 		full = now
+	} else if full.After(now.Add(keyBurst * every)) {
+		full = now.Add((keyBurst - 1) * every)
 	}
-	full = full.Add(f.config.timing.keyEvery)
-	at = full.Add(-keyBurst * f.config.timing.keyEvery)
-	if next := annotatedTime(config, annotationKeyMinted).Add(f.config.timing.reissue); next.After(at) {
+	full = full.Add(every)
+	at = full.Add(-keyBurst * every)
+	minted := annotatedTime(config, annotationKeyMinted)
+	if next := minted.Add(f.config.timing.reissue); !minted.After(now) && next.After(at) {
 		at = next
 	}
 	return at, full
