@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,11 +17,13 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/retry"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -83,8 +86,12 @@ func (c Cleanup) Run(ctx context.Context) error {
 	if err := c.deleteParents(ctx); err != nil {
 		return err
 	}
-	if err := c.stopOperator(ctx); err != nil {
+	stopped, err := c.stopOperator(ctx)
+	if err != nil {
 		return err
+	}
+	if !stopped {
+		c.Log.WarnContext(ctx, "the operator's pod has not ended in time", "deployment", c.Deployment)
 	}
 	return c.deleteDevice(whole)
 }
@@ -134,40 +141,76 @@ func kindOf(object parent) string {
 	return kindProxyGroup
 }
 
+// cleanupStep is how firmly ProxyGroups and Recorders are deleted for a while.
+type cleanupStep struct {
+	firmness string
+	do       func(context.Context, parent) error
+	wait     time.Duration
+}
+
 // deleteParents deletes the ProxyGroups and Recorders, more and more firmly.
 func (c Cleanup) deleteParents(ctx context.Context) error {
-	steps := []struct {
-		firmness string
-		do       func(context.Context, parent) error
-		wait     time.Duration
-	}{
+	for _, step := range []cleanupStep{
 		{"", func(ctx context.Context, object parent) error { return c.client.Delete(ctx, object) }, c.forParents() / 2},
 		{"what it has in the tailnet may stay there now", c.abandon, c.forParents() / 4},
 		{"its finalizer is removed, because the operator does not work; look for its Service and devices in the admin console", c.release, c.forParents() / 8},
-	}
-	for _, step := range steps {
-		parents, err := c.parents(ctx)
-		if err != nil {
-			return err
-		}
-		for _, object := range parents {
-			c.Log.InfoContext(ctx, "deleting what the operator keeps", "kind", kindOf(object), "name", object.GetName(), "note", step.firmness)
-			if err := c.change(ctx, object, step.do); err != nil {
-				return fmt.Errorf("deleting %s %s: %w", kindOf(object), object.GetName(), err)
-			}
-		}
-		err = wait.PollUntilContextTimeout(ctx, cleanupInterval, step.wait, true, func(ctx context.Context) (bool, error) {
-			parents, err := c.parents(ctx)
-			return len(parents) == 0, err
-		})
-		if err == nil {
-			return nil
-		} else if !wait.Interrupted(err) {
+	} {
+		if gone, err := c.try(ctx, step); gone || err != nil {
 			return err
 		}
 	}
 	c.Log.WarnContext(ctx, "ProxyGroups or Recorders are left; delete them by hand")
 	return nil
+}
+
+// try does a step to each ProxyGroup and Recorder, and returns whether all are gone when
+// its time is over. It is an error when the step could not be done to all: the next one
+// relies on it.
+func (c Cleanup) try(ctx context.Context, step cleanupStep) (gone bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, step.wait)
+	defer cancel()
+	done := sets.New[types.UID]()
+	return c.poll(ctx, func(ctx context.Context) (bool, error) {
+		parents, err := c.parents(ctx)
+		if err != nil {
+			return false, err
+		}
+		var errs []error
+		for _, object := range parents {
+			if done.Has(object.GetUID()) {
+				continue
+			}
+			c.Log.InfoContext(ctx, "deleting what the operator keeps", "kind", kindOf(object), "name", object.GetName(), "note", step.firmness)
+			if err := c.change(ctx, object, step.do); err != nil {
+				errs = append(errs, fmt.Errorf("deleting %s %s: %w", kindOf(object), object.GetName(), err))
+				continue
+			}
+			done.Insert(object.GetUID())
+		}
+		return len(parents) == 0, errors.Join(errs...)
+	})
+}
+
+// poll calls check until it returns true, or ctx ends, and returns which. An error of check
+// is logged, and it is called again: an API server fails a request now and then, and what
+// is left behind stays. The last error is returned when there was nothing but errors.
+func (c Cleanup) poll(ctx context.Context, check func(context.Context) (bool, error)) (done bool, err error) {
+	var last error
+	answered := false
+	err = wait.PollUntilContextCancel(ctx, cleanupInterval, true, func(ctx context.Context) (bool, error) {
+		done, err := check(ctx)
+		if err == nil {
+			answered = true
+		} else if last == nil || last.Error() != err.Error() {
+			c.Log.WarnContext(ctx, "cleaning up; tried again while there is time", "error", err)
+		}
+		last = err
+		return done && err == nil, nil
+	})
+	if err == nil || answered {
+		return err == nil, nil
+	}
+	return false, cmp.Or(last, err)
 }
 
 // change does something to a parent, which its operator may change at the same time.
@@ -200,32 +243,29 @@ func (c Cleanup) release(ctx context.Context, object parent) error {
 	return c.client.Patch(ctx, object, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 }
 
-// stopOperator scales the Deployment to zero and waits until its pods are gone: a
-// running operator would join the tailnet anew.
-func (c Cleanup) stopOperator(ctx context.Context) error {
+// stopOperator scales the Deployment to zero and waits until its pods have ended. It
+// returns whether they have.
+func (c Cleanup) stopOperator(ctx context.Context) (stopped bool, err error) {
 	deployments := c.apps.Deployments(c.Namespace)
-	d, err := deployments.Get(ctx, c.Deployment, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("reading Deployment %s: %w", c.Deployment, err)
-	}
-	patch := []byte(`{"spec":{"replicas":0}}`)
-	if _, err := deployments.Patch(ctx, c.Deployment, types.MergePatchType, patch, metav1.PatchOptions{}, "scale"); err != nil {
-		return fmt.Errorf("stopping Deployment %s: %w", c.Deployment, err)
-	}
-	selector := metav1.FormatLabelSelector(d.Spec.Selector)
-	err = wait.PollUntilContextCancel(ctx, cleanupInterval, true, func(ctx context.Context) (bool, error) {
-		pods, err := c.core.Pods(c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
-		return err == nil && len(pods.Items) == 0, err
+	return c.poll(ctx, func(ctx context.Context) (bool, error) {
+		d, err := deployments.Get(ctx, c.Deployment, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return true, nil
+		} else if err != nil {
+			return false, fmt.Errorf("reading Deployment %s: %w", c.Deployment, err)
+		}
+		if ptr.Deref(d.Spec.Replicas, 1) != 0 {
+			patch := []byte(`{"spec":{"replicas":0}}`)
+			if _, err := deployments.Patch(ctx, c.Deployment, types.MergePatchType, patch, metav1.PatchOptions{}, "scale"); err != nil {
+				return false, fmt.Errorf("stopping Deployment %s: %w", c.Deployment, err)
+			}
+		}
+		pods, err := c.core.Pods(c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(d.Spec.Selector)})
+		if err != nil {
+			return false, fmt.Errorf("waiting for the operator's pod to end: %w", err)
+		}
+		return len(pods.Items) == 0, nil
 	})
-	if wait.Interrupted(err) {
-		c.Log.WarnContext(ctx, "the operator's pod has not ended in time", "deployment", c.Deployment)
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("waiting for the operator's pod to end: %w", err)
-	}
-	return nil
 }
 
 // deleteDevice deletes the operator's own device, and its state. The state of a device

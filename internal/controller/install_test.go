@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -202,26 +205,22 @@ func TestWithoutRecorders(t *testing.T) {
 	}
 }
 
-// Cleanup deletes the operator's groups and recorders while it runs, stops it, and deletes its device
-// and the state of it.
-func TestCleanup(t *testing.T) {
-	w := newWorld(t)
-	g, r := w.group(replicas(1)), w.recorder(v1alpha1.RecorderSpec{})
-	w.waitReady(g)
-	w.waitTaking(r)
+// operatorDevice makes a Deployment that is the operator's, its device, and the Secret with its state.
+func (w *world) operatorDevice() {
+	w.t.Helper()
 	labels := map[string]string{"app": "operator"}
 	w.create(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}, Spec: appsv1.DeploymentSpec{
 		Replicas: ptr.To[int32](1), Selector: &metav1.LabelSelector{MatchLabels: labels},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "operator", Image: "x"}}}},
 	}})
-	device, err := w.tailnet.Device(t.Context(), "operator", testtailnet.Identity{Tags: []string{tagK8s}})
+	device, err := w.tailnet.Device(w.t.Context(), "operator", testtailnet.Identity{Tags: []string{tagK8s}})
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = device.Close() })
-	list, err := w.admin.Devices().List(t.Context())
+	w.t.Cleanup(func() { _ = device.Close() })
+	list, err := w.admin.Devices().List(w.t.Context())
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	state := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: w.namespace}}
 	prefs := ipn.NewPrefs()
@@ -232,8 +231,46 @@ func TestCleanup(t *testing.T) {
 		}
 	}
 	w.create(state)
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// firstFails returns a configuration with which the first request of each kind fails that is
+// for what cleanup looks at or changes.
+func firstFails(config *rest.Config) *rest.Config {
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	first := func(what string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		defer func() { seen[what] = true }()
+		return !seen[what]
+	}
+	kinds := regexp.MustCompile("/(proxygroups|recorders|deployments|pods)(/|$)")
+	c := rest.CopyConfig(config)
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(r *http.Request) (*http.Response, error) {
+			if kinds.MatchString(r.URL.Path) && first(r.Method+r.URL.Path) {
+				return nil, errors.New("the API server restarts")
+			}
+			return next.RoundTrip(r)
+		})
+	})
+	return c
+}
+
+// Cleanup deletes the operator's groups and recorders while it runs, stops it, and deletes its device
+// and the state of it. Requests that fail are tried again.
+func TestCleanup(t *testing.T) {
+	w := newWorld(t)
+	g, r := w.group(replicas(1)), w.recorder(v1alpha1.RecorderSpec{})
+	w.waitReady(g)
+	w.waitTaking(r)
+	w.operatorDevice()
 	cleanup := Cleanup{
-		API: w.config.API, Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace,
+		API: w.config.API, Cluster: firstFails(w.config.Cluster), Deployment: "operator", Log: w.config.Log, Namespace: w.namespace,
 		Operator: w.config.Operator, StateSecret: "operator", Timeout: patience,
 	}
 	if err := cleanup.Run(t.Context()); err != nil {
