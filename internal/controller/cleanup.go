@@ -91,7 +91,11 @@ func (c Cleanup) Run(ctx context.Context) error {
 		return err
 	}
 	if !stopped {
-		c.Log.WarnContext(ctx, "the operator's pod has not ended in time", "deployment", c.Deployment)
+		// It would join again as another device, whose state nobody has then. To end it by
+		// force, a right to delete all pods of the namespace would be needed.
+		c.Log.WarnContext(ctx, "the operator's pod has not ended in time, so its device and the Secret with its state are left: install again and uninstall, "+
+			"or delete the device in the admin console and then the Secret, once the pod has ended", "deployment", c.Deployment, "secret", c.Namespace+"/"+c.StateSecret)
+		return nil
 	}
 	return c.deleteDevice(whole)
 }
@@ -264,7 +268,9 @@ func (c Cleanup) stopOperator(ctx context.Context) (stopped bool, err error) {
 		if err != nil {
 			return false, fmt.Errorf("waiting for the operator's pod to end: %w", err)
 		}
-		return len(pods.Items) == 0, nil
+		return !slices.ContainsFunc(pods.Items, func(pod corev1.Pod) bool {
+			return pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed // one that was evicted stays
+		}), nil
 	})
 }
 

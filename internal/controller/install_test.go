@@ -233,6 +233,30 @@ func (w *world) operatorDevice() {
 	w.create(state)
 }
 
+// operatorPod returns the pod of operatorDevice's Deployment when it is there.
+func (w *world) operatorPod() *corev1.Pod {
+	w.t.Helper()
+	var pods corev1.PodList
+	w.eventually("the operator's pod", func(ctx context.Context) error {
+		err := w.client.List(ctx, &pods, client.InNamespace(w.namespace), client.MatchingLabels{"app": "operator"})
+		if err == nil && len(pods.Items) != 1 {
+			err = fmt.Errorf("there are %d", len(pods.Items))
+		}
+		return err
+	})
+	return &pods.Items[0]
+}
+
+// setFinalizers changes the finalizers of a pod.
+func (w *world) setFinalizers(pod *corev1.Pod, finalizers ...string) {
+	w.t.Helper()
+	base := pod.DeepCopy()
+	pod.Finalizers = finalizers
+	if err := w.client.Patch(w.t.Context(), pod, client.MergeFrom(base)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
@@ -262,13 +286,20 @@ func firstFails(config *rest.Config) *rest.Config {
 }
 
 // Cleanup deletes the operator's groups and recorders while it runs, stops it, and deletes its device
-// and the state of it. Requests that fail are tried again.
+// and the state of it. Requests that fail are tried again, and a pod that was evicted is none to wait for.
 func TestCleanup(t *testing.T) {
 	w := newWorld(t)
 	g, r := w.group(replicas(1)), w.recorder(v1alpha1.RecorderSpec{})
 	w.waitReady(g)
 	w.waitTaking(r)
 	w.operatorDevice()
+	evicted := w.operatorPod().DeepCopy()
+	evicted.ObjectMeta = metav1.ObjectMeta{Name: "evicted", Namespace: w.namespace, Labels: map[string]string{"app": "operator"}}
+	w.create(evicted)
+	evicted.Status.Phase = corev1.PodFailed
+	if err := w.client.Status().Update(t.Context(), evicted); err != nil {
+		t.Fatal(err)
+	}
 	cleanup := Cleanup{
 		API: w.config.API, Cluster: firstFails(w.config.Cluster), Deployment: "operator", Log: w.config.Log, Namespace: w.namespace,
 		Operator: w.config.Operator, StateSecret: "operator", Timeout: patience,
@@ -283,6 +314,37 @@ func TestCleanup(t *testing.T) {
 	}
 	if err := cleanup.Run(t.Context()); err != nil {
 		t.Errorf("again: %v", err)
+	}
+}
+
+// The device of an operator that still drains stays, and so does its state: the operator would
+// come back as another device.
+func TestCleanupWhileTheOperatorDrains(t *testing.T) {
+	w := newWorld(t)
+	w.operatorDevice()
+	pod := w.operatorPod()
+	w.setFinalizers(pod, "example.com/drains")
+	cleanup := Cleanup{
+		API: w.config.API, Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace,
+		Operator: w.config.Operator, StateSecret: "operator", Timeout: 8 * time.Second,
+	}
+	if err := cleanup.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !w.exists(t.Context(), &corev1.Secret{}, "operator") {
+		t.Error("the state is gone while the operator runs")
+	}
+	if devices := w.devices(t.Context()); !slices.Equal(devices, []string{"operator"}) {
+		t.Errorf("devices %q, want the operator's", devices)
+	}
+	w.read(pod)
+	w.setFinalizers(pod)
+	cleanup.Timeout = patience
+	if err := cleanup.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if devices := w.devices(t.Context()); len(devices) > 0 || w.exists(t.Context(), &corev1.Secret{}, "operator") {
+		t.Errorf("the pod has ended, and devices %q or the state are left", devices)
 	}
 }
 
