@@ -56,7 +56,7 @@ type timing struct {
 	suspect time.Duration
 	// refused is how long to wait after an error that only a person can mend.
 	refused time.Duration
-	// drain is how long a deleted group's pods may take to end.
+	// drain is how long a deleted group's pods may take to end, if their grace periods are not longer.
 	drain time.Duration
 	// abandon is how long deletion tries to delete what is in the tailnet.
 	abandon time.Duration

@@ -14,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -82,18 +83,50 @@ func (f *fleet) takeApart(ctx context.Context) (left string, err error) {
 // draining returns for how many pods deletion waits, in words; "" when it does not.
 // A pod whose node is dead never ends, so the wait is bounded.
 func (f *fleet) draining() string {
-	pods := 0
-	for _, r := range f.replicas {
-		if r.pod != nil && r.pod.Status.Phase != corev1.PodSucceeded && r.pod.Status.Phase != corev1.PodFailed {
-			pods++
-		}
-	}
-	wait := time.Until(f.parent.GetDeletionTimestamp().Add(f.config.timing.drain))
-	if pods == 0 || wait <= 0 {
+	pods := f.pods()
+	until := f.drainedBy(pods)
+	wait := time.Until(until)
+	if len(pods) == 0 || wait <= 0 {
 		return ""
 	}
 	f.lookAgain(wait)
-	return fmt.Sprintf("waiting for %d pods to end", pods)
+	return fmt.Sprintf("waiting for %d pods to end, until %s at most", len(pods), until.UTC().Format(time.RFC3339))
+}
+
+// pods returns the replicas' pods that have not ended.
+func (f *fleet) pods() []*corev1.Pod {
+	var pods []*corev1.Pod
+	for _, r := range f.replicas {
+		if r.pod != nil && r.pod.Status.Phase != corev1.PodSucceeded && r.pod.Status.Phase != corev1.PodFailed {
+			pods = append(pods, r.pod)
+		}
+	}
+	return pods
+}
+
+// killTime is how long after the end of its grace period a pod can still be there: the
+// kubelet ends its processes then, and says so.
+const killTime = 10 * time.Second
+
+// drainedBy returns when pods have had their time to end: timing.drain, and their grace
+// periods where those are longer, because sessions may go on for that long. Who wants the
+// parent gone at once, as cleanup does before an uninstallation, does not wait for these.
+func (f *fleet) drainedBy(pods []*corev1.Pod) time.Time {
+	deleted := f.parent.GetDeletionTimestamp()
+	until := deleted.Add(f.config.timing.drain)
+	if f.mayAbandon() {
+		return until
+	}
+	for _, pod := range pods {
+		end := deleted.Add(time.Duration(ptr.Deref(pod.Spec.TerminationGracePeriodSeconds, 0)) * time.Second)
+		if pod.DeletionTimestamp != nil {
+			end = pod.DeletionTimestamp.Time // its grace period included
+		}
+		if end = end.Add(killTime); end.After(until) {
+			until = end
+		}
+	}
+	return until
 }
 
 // leaveTailnet deletes what the parent has in the tailnet: all of it, or as much as can
