@@ -117,7 +117,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// A caller that gives up is not kept, whether the API or its token endpoint hangs.
+// A caller that gives up is not kept when the API hangs.
 func TestHangingAPI(t *testing.T) {
 	hang := make(chan struct{})
 	defer close(hang)
@@ -126,6 +126,52 @@ func TestHangingAPI(t *testing.T) {
 	time.AfterFunc(50*time.Millisecond, cancel)
 	if _, err := c.Service(ctx, "svc:x"); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want that the caller gave up", err)
+	}
+}
+
+// A caller that gives up is not kept when the endpoint for tokens hangs either, nor by others
+// who wait, and takes nothing away from them: they get the token that was asked for.
+func TestHangingTokenEndpoint(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{"id": "client", "secret": "s", "token": identityToken()} {
+		write(t, dir, name, content)
+	}
+	for name, credentials := range map[string]Credentials{
+		"OAuth client":      {ClientIDFile: filepath.Join(dir, "id"), ClientSecretFile: filepath.Join(dir, "secret")},
+		"workload identity": {ClientID: "identity", IDTokenFile: filepath.Join(dir, "token")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked, answer := make(chan struct{}, 9), make(chan struct{})
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				if strings.HasPrefix(r.URL.Path, "/api/v2/oauth/") {
+					asked <- struct{}{}
+					<-answer
+				}
+				_, _ = io.WriteString(w, `{"access_token":"access","token_type":"Bearer","expires_in":3600}`)
+			}))
+			defer server.Close()
+			credentials.BaseURL = server.URL
+			c := New(credentials)
+			patient := make(chan error, 1)
+			go func() { patient <- c.PutService(t.Context(), Service{Name: "svc:x"}) }()
+			<-asked
+			ctx, giveUp := context.WithCancel(t.Context())
+			others := make(chan error, 3)
+			for range cap(others) {
+				go func() { others <- c.DeleteService(ctx, "svc:x") }()
+			}
+			giveUp()
+			for range cap(others) {
+				if err := <-others; !errors.Is(err, context.Canceled) {
+					t.Errorf("error %v, want that the caller gave up", err)
+				}
+			}
+			close(answer)
+			if err := <-patient; err != nil || len(asked) > 0 {
+				t.Errorf("%v, and %d requests for other tokens, want the one token", err, len(asked))
+			}
+		})
 	}
 }
 

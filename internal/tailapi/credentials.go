@@ -5,6 +5,7 @@ package tailapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
+	"golang.org/x/sync/singleflight"
 	tailscale "tailscale.com/client/tailscale/v2"
 )
 
@@ -56,12 +58,12 @@ func (c Credentials) client(s secret) (*tailscale.Client, error) {
 		client.BaseURL = base
 	}
 	if c.ClientID != "" {
-		client.Auth = &tailscale.IdentityFederation{
+		client.Auth = sharedTokens{&tailscale.IdentityFederation{
 			ClientID:    c.ClientID,
 			IDTokenFunc: func() (string, error) { return ReadSecret(c.IDTokenFile) },
-		}
+		}}
 	} else {
-		client.Auth = oauthClient(s)
+		client.Auth = sharedTokens{oauthClient(s)}
 	}
 	return client, nil
 }
@@ -75,6 +77,57 @@ func (s oauthClient) HTTPClient(orig *http.Client, baseURL string) *http.Client 
 	config := clientcredentials.Config{ClientID: s.id, ClientSecret: s.secret, TokenURL: baseURL + "/api/v2/oauth/token"}
 	ctx := context.WithValue(context.Background(), oauth2.HTTPClient, orig) // outlives requests: it refreshes tokens
 	return &http.Client{Transport: &oauth2.Transport{Base: orig.Transport, Source: config.TokenSource(ctx)}, Timeout: orig.Timeout}
+}
+
+// sharedTokens is an Auth whose requests wait for an access token no longer than their
+// contexts allow, and together. The transport of the oauth2 library knows no contexts there,
+// and lets requests ask one after the other: with an endpoint for tokens that hangs, each
+// would wait as often as there are others before it.
+type sharedTokens struct{ tailscale.Auth }
+
+// HTTPClient implements [tailscale.Auth].
+func (s sharedTokens) HTTPClient(orig *http.Client, baseURL string) *http.Client {
+	client := s.Auth.HTTPClient(orig, baseURL)
+	if t, ok := client.Transport.(*oauth2.Transport); ok {
+		client.Transport = &tokenTransport{base: t.Base, source: t.Source}
+	}
+	return client
+}
+
+// tokenTransport sends requests with an access token of source, which keeps the last one
+// and bounds its requests for others.
+type tokenTransport struct {
+	base   http.RoundTripper
+	source oauth2.TokenSource
+	asking singleflight.Group
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (t *tokenTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	token, err := t.token(r.Context())
+	if err != nil {
+		if r.Body != nil {
+			err = errors.Join(err, r.Body.Close())
+		}
+		return nil, err
+	}
+	r = r.Clone(r.Context())
+	token.SetAuthHeader(r)
+	return t.base.RoundTrip(r)
+}
+
+// token returns an access token, or ctx's error. What others wait for goes on without ctx.
+func (t *tokenTransport) token(ctx context.Context) (*oauth2.Token, error) {
+	answer := t.asking.DoChan("", func() (any, error) { return t.source.Token() })
+	select {
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for an access token: %w", ctx.Err())
+	case a := <-answer:
+		if a.Err != nil {
+			return nil, a.Err
+		}
+		return a.Val.(*oauth2.Token), nil //nolint:forcetypeassert // of source
+	}
 }
 
 // ReadSecret returns the content of a file that must hold something, without white space

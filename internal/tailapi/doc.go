@@ -7,7 +7,8 @@
 // It wraps Tailscale's client library and adds what a program that runs for months
 // needs:
 //
-//   - Each call ends within half a minute, the request for an access token included.
+//   - Each call ends within half a minute, or when its context does, also while it waits for
+//     an access token, however many wait for it.
 //   - Credentials are files that are read again when they change, so that they can be
 //     rotated; an access token that is refused is not used again.
 //   - Errors say what was attempted and what to do about it, and carry what decides
