@@ -563,7 +563,8 @@ func TestSharedCertificateFailures(t *testing.T) {
 				synctest.Wait()
 				ready := []error{r.Ready(t.Context()), waiting.Ready(t.Context())}
 				says := func(i int, what string) bool { return ready[i] != nil && strings.Contains(ready[i].Error(), what) }
-				if !(says(0, tc.want) && says(1, tc.other) || says(1, tc.want) && says(0, tc.other)) {
+				first, second := says(0, tc.want) && says(1, tc.other), says(1, tc.want) && says(0, tc.other)
+				if !first && !second {
 					t.Errorf("ready: %v, want %q of one and %q of the other", ready, tc.want, tc.other)
 				}
 				if strings.Contains(errors.Join(ready...).Error(), "tls.source") {
