@@ -164,20 +164,40 @@ func TestRecordedSessionsPerDevice(t *testing.T) {
 	}
 }
 
-// What runs in a pod cannot make the proxy hold a long header for each request, be it in
-// answer to a request or to an upgrade.
+// What runs in a pod, or is behind a Service or node, cannot make the proxy hold a long
+// header for each request, be it in answer to a request or to an upgrade, and it cannot end
+// what others have open.
 func TestHeadersOfAnswersAreBounded(t *testing.T) {
-	api := newAPIServer(t, func(w http.ResponseWriter, _ *http.Request) {
+	ends := make(chan struct{})
+	api := newAPIServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.Path, "/proxy/") {
+			_, _ = io.WriteString(w, "{}")
+			_ = http.NewResponseController(w).Flush()
+			<-ends
+			return
+		}
+		w.Header().Set("X-Long", strings.Repeat("a", maxAnswerHeader))
 		for i := range 2 * maxAnswerHeader >> 10 {
 			w.Header().Set(fmt.Sprint("X-Header-", i), strings.Repeat("a", 1<<10))
 		}
 	})
 	r := start(t, api, options{})
-	for name, header := range map[string]http.Header{"request": nil, "upgrade": {"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}} {
-		res, body := r.get(t, alice.Addr, "/api/v1/namespaces/a/pods/b/proxy/", header)
-		if res.StatusCode != http.StatusServiceUnavailable {
-			t.Errorf("%s: %s %.200s", name, res.Status, body)
+	watch, err := r.client(t, bob.Addr, true).Do(r.request(t, http.MethodGet, "/api/v1/pods?watch=1", nil, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = watch.Body.Close() }()
+	for _, of := range []string{"namespaces/a/pods/b", "namespaces/a/services/b", "nodes/n"} {
+		for name, header := range map[string]http.Header{"request": nil, "upgrade": {"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}} {
+			res, body := r.do(t, alice.Addr, false, r.request(t, http.MethodGet, "/api/v1/"+of+"/proxy/", nil, header))
+			if res.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("%s, %s: %s %.200s", of, name, res.Status, body)
+			}
 		}
+	}
+	close(ends)
+	if body, err := io.ReadAll(watch.Body); err != nil || string(body) != "{}" {
+		t.Errorf("another caller's watch: %q, %v", body, err)
 	}
 }
 

@@ -6,6 +6,7 @@ package apiproxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"slices"
@@ -98,9 +99,9 @@ func (s *calls) add(c *call) (done func(), f *refusal) {
 func (n tally) refuse(c *call) *refusal {
 	switch {
 	case n.calls >= maxCallsPerDevice:
-		return refuseTooMany("requests", n.calls)
+		return refuseTooMany(fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", n.calls))
 	case c.toRecord && n.recorded >= maxRecordedPerDevice:
-		return refuseTooMany("recorded sessions", n.recorded)
+		return refuseTooMany(fmt.Sprintf("This device has %d recorded sessions open, which is as many as it may have. Let some end.", n.recorded))
 	}
 	return nil
 }

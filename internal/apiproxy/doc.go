@@ -16,7 +16,8 @@
 //  3. record: have a recorder take a session (exec, attach) by who and what command, if
 //     the caller's grants name any. See package recording.
 //  4. rewrite: drop what the client may not say, say who the caller is.
-//  5. forward: over HTTP/2 for requests and watches, over HTTP/1.1 for upgrades.
+//  5. forward: over HTTP/2 for requests and watches, over HTTP/1.1 for upgrades and for
+//     what pods, Services and nodes answer.
 //
 // In [ModeAuth] the request carries the proxy's credentials and impersonates the
 // caller, so that Kubernetes RBAC decides. In [ModeNoAuth] the proxy gives
@@ -62,7 +63,9 @@
 // HTTP/2 to the API server shares few connections between many callers. Requests
 // that GOAWAY turns back are sent again when the API server has not seen them; for
 // that the first [replayLimit] bytes of a body are kept until it is answered.
-// Upgrades need HTTP/1.1, and a connection each that no other caller gets.
+// Upgrades need HTTP/1.1, and a connection each that no other caller gets. What pods,
+// Services and nodes answer through the API server has connections of its own, too: an
+// answer that breaks one must not end what others have open.
 //
 // Responses are not decoded: compression, protobuf and tables pass as they are.
 package apiproxy

@@ -52,7 +52,9 @@ func capturing(tb testing.TB, base string) (*Proxy, func() *arrived) {
 		last = &arrived{received, callFrom(r.Context())}
 		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Header: http.Header{}, Request: r}, nil
 	})}
-	p.upstream.requests, p.upstream.upgrades = send, send
+	for way := range p.upstream.legs {
+		p.upstream.legs[way] = send
+	}
 	return p, func() *arrived {
 		a := last
 		last = nil

@@ -114,12 +114,9 @@ func refuseDraining() *refusal {
 	return f
 }
 
-// refuseTooMany refuses a device that has n of what it may have no more of.
-func refuseTooMany(what string, n int) *refusal {
-	return &refusal{
-		label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests,
-		message: fmt.Sprintf("This device has %d %s open, which is as many as it may have. Let some end.", n, what),
-	}
+// refuseTooMany refuses a device that has as many of something under way as it may have.
+func refuseTooMany(message string) *refusal {
+	return &refusal{label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests, message: message}
 }
 
 func refuseBadRequest(message string, cause error) *refusal {

@@ -25,7 +25,7 @@ const rotationInterval = 5 * time.Minute
 // goes on over the connections of before ends there; further requests get new ones.
 type rotatingTransport struct {
 	config *rest.Config
-	http2  bool
+	leg    leg
 	// files are those of config that are read again, interval how long after the last time.
 	files    []string
 	interval time.Duration
@@ -38,10 +38,10 @@ type rotatingTransport struct {
 	checked  time.Time
 }
 
-// newRotatingTransport returns a transport for config that speaks HTTP/2, or only
-// HTTP/1.1. It errs when the TLS settings of config cannot be used.
-func newRotatingTransport(config *rest.Config, http2 bool, log *slog.Logger) (*rotatingTransport, error) {
-	t := &rotatingTransport{config: config, http2: http2, files: rotatedFiles(config), interval: rotationInterval, log: log, checked: time.Now()}
+// newRotatingTransport returns a transport for one leg to the API server of config. It errs
+// when the TLS settings of config cannot be used.
+func newRotatingTransport(config *rest.Config, way leg, log *slog.Logger) (*rotatingTransport, error) {
+	t := &rotatingTransport{config: config, leg: way, files: rotatedFiles(config), interval: rotationInterval, log: log, checked: time.Now()}
 	var err error
 	if t.contents, err = readAll(t.files); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func newRotatingTransport(config *rest.Config, http2 bool, log *slog.Logger) (*r
 	if err != nil {
 		return nil, err
 	}
-	t.current = newTransport(config, tlsConfig, http2)
+	t.current = newTransport(config, tlsConfig, way)
 	return t, nil
 }
 
@@ -132,7 +132,7 @@ func (t *rotatingTransport) rotateLocked() error {
 		}
 	}
 	t.current.CloseIdleConnections()
-	t.current, t.contents = newTransport(t.config, tlsConfig, t.http2), contents
+	t.current, t.contents = newTransport(t.config, tlsConfig, t.leg), contents
 	t.log.Info("the files for TLS to the Kubernetes API server have changed: further connections use them", "files", t.files)
 	return nil
 }

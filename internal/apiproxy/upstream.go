@@ -32,23 +32,50 @@ const (
 	// it. It is also the HTTP/2 window, so it must hold what is under way to a near
 	// API server.
 	streamBuffer = 256 << 10
-	// maxAnswerHeader bounds the header of an answer, which is held until the client reads it.
-	// What runs in a pod may write it, through the API server.
+	// maxAnswerHeader bounds the header of an answer that others than the API server may have
+	// written. It is held until the client reads it.
 	maxAnswerHeader = 64 << 10
 	// maxVersion is more than the API server has to say of its version.
 	maxVersion = 64 << 10
 )
 
-// upstream is the way to the API server: an HTTP/2 transport for ordinary
-// requests and an HTTP/1.1 one for upgrades, with credentials or without.
+// leg is one of the ways to the API server. They differ in who shares a connection.
+type leg int
+
+const (
+	// legRequests is for what the API server answers: all callers share connections, over
+	// HTTP/2.
+	legRequests leg = iota
+	// legProxied is for what pods, Services and nodes answer through the API server. Their
+	// answers may break the connection (HTTP/2 ends it for a header that is too long), and with
+	// it every request that shares it. So there is one request at a time, over HTTP/1.1.
+	legProxied
+	// legUpgrades is for upgrades, which exist in HTTP/1.1 alone. A connection that was meant
+	// for one caller's stream is no other caller's.
+	legUpgrades
+	legCount
+)
+
+// legOf returns the way that r takes.
+func legOf(r *http.Request) leg {
+	c := callFrom(r.Context())
+	switch {
+	case isUpgrade(r):
+		return legUpgrades
+	case c != nil && c.info != nil && c.info.Subresource == "proxy":
+		return legProxied
+	}
+	return legRequests
+}
+
+// upstream is the way to the API server, with credentials or without.
 type upstream struct {
-	target   *url.URL
-	requests http.RoundTripper
-	upgrades http.RoundTripper
+	target *url.URL
+	legs   [legCount]http.RoundTripper
 	// check is for Proxy.CheckReachable: see askVersion.
 	check func(context.Context) error
-	// transports are those below requests and upgrades.
-	transports []*rotatingTransport
+	// transports are those below legs.
+	transports [legCount]*rotatingTransport
 }
 
 // close closes the connections over which nothing goes on.
@@ -75,42 +102,33 @@ func newUpstream(c Config) (*upstream, error) {
 		return nil, fmt.Errorf("the address of the Kubernetes API server %q: %w", config.Host, err)
 	}
 	u := &upstream{target: target}
-	for _, http2 := range []bool{true, false} {
-		t, err := newRotatingTransport(config, http2, c.Log)
+	for way := range legCount {
+		t, err := newRotatingTransport(config, way, c.Log)
 		if err != nil {
 			return nil, fmt.Errorf("TLS to the Kubernetes API server %s: %w", config.Host, err)
 		}
-		u.transports = append(u.transports, t)
-	}
-	h2, h1 := u.transports[0], u.transports[1]
-	// Not over a connection that requests share: the API server closes those on which
-	// somebody without credentials asked.
-	u.check = askVersion(mode, h1, target)
-	for _, leg := range []struct {
-		out  *http.RoundTripper
-		base http.RoundTripper
-	}{{&u.requests, h2}, {&u.upgrades, h1}} {
-		rt, err := rest.HTTPWrappersForConfig(config, leg.base)
+		rt, err := rest.HTTPWrappersForConfig(config, t)
 		if err != nil {
 			return nil, fmt.Errorf("credentials for the Kubernetes API server %s: %w", config.Host, err)
 		}
+		// In ModeNoAuth not over a connection that requests share: the API server closes those
+		// on which somebody without credentials asked.
+		if mode == ModeAuth && way == legRequests || mode == ModeNoAuth && way == legUpgrades {
+			u.check = askVersion(mode, rt, target)
+		}
 		if mode == ModeAuth {
-			if leg.base == h2 {
-				u.check = askVersion(mode, rt, target)
-			}
 			rt = &impersonationGuard{next: rt, refused: c.RefusedGroups}
 		}
-		*leg.out = &recordingGuard{next: rt}
+		u.transports[way], u.legs[way] = t, &recordingGuard{next: rt}
 	}
 	return u, nil
 }
 
-// newTransport returns a transport to the API server that speaks HTTP/2, or only
-// HTTP/1.1, because upgrades exist in HTTP/1.1 alone.
-func newTransport(config *rest.Config, tlsConfig *tls.Config, http2 bool) *http.Transport {
+// newTransport returns a transport to the API server for one leg.
+func newTransport(config *rest.Config, tlsConfig *tls.Config, way leg) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(http2)
+	protocols.SetHTTP2(way == legRequests)
 	t := &http.Transport{
 		Proxy:                 config.Proxy,
 		DialContext:           config.Dial,
@@ -118,15 +136,15 @@ func newTransport(config *rest.Config, tlsConfig *tls.Config, http2 bool) *http.
 		IdleConnTimeout:       idleTimeout,
 		MaxIdleConnsPerHost:   idleConnections,
 		ExpectContinueTimeout: time.Second,
-		// Both protocols keep to it.
-		MaxResponseHeaderBytes: maxAnswerHeader,
 		// What the client accepts is between it and the API server.
 		DisableCompression: true,
 		Protocols:          protocols,
 		HTTP2:              &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, MaxReceiveBufferPerStream: streamBuffer},
 	}
-	// A connection that was meant for one caller's stream is no other caller's.
-	t.DisableKeepAlives = !http2
+	t.DisableKeepAlives = way == legUpgrades
+	if way != legRequests {
+		t.MaxResponseHeaderBytes = maxAnswerHeader
+	}
 	if t.Proxy == nil {
 		t.Proxy = http.ProxyFromEnvironment
 	}
@@ -140,12 +158,9 @@ func newTransport(config *rest.Config, tlsConfig *tls.Config, http2 bool) *http.
 	return t
 }
 
-// RoundTrip sends r over the transport that fits it.
+// RoundTrip sends r over the leg that fits it.
 func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
-	if isUpgrade(r) {
-		return u.upgrades.RoundTrip(r)
-	}
-	return u.requests.RoundTrip(r)
+	return u.legs[legOf(r)].RoundTrip(r)
 }
 
 // askVersion returns a function that asks for the API server's version, as the proxy

@@ -21,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/tailhelm/tailhelm/internal/health"
-	"github.com/tailhelm/tailhelm/internal/limit"
 	"github.com/tailhelm/tailhelm/internal/recorder"
 	"github.com/tailhelm/tailhelm/internal/tailnet"
 )
@@ -279,7 +278,7 @@ func (s *recorderService) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server := recorder.NewServer(s.handler, s.log)
+	server := recorder.NewServer(s.handler, s.log, s.registry)
 	drained := make(chan struct{})
 	context.AfterFunc(ctx, func() {
 		defer close(drained)
@@ -290,8 +289,7 @@ func (s *recorderService) serve(ctx context.Context) error {
 	})
 	s.listening.Store(true)
 	s.log.InfoContext(ctx, "taking recordings on the tailnet", "dir", s.options.dir, "from", s.options.from)
-	limited := &limit.Listener{Listener: l, PerPeer: recorder.MaxConnectionsPerPeer, Log: s.log, Metrics: limit.NewConnectionMetrics(s.registry, "recorder")}
-	if err := server.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving port 80 of the tailnet: %w", err)
 	}
 	<-drained

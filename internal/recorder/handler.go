@@ -100,24 +100,6 @@ func NewHandler(config HandlerConfig) *Handler {
 	return h
 }
 
-// MaxConnectionsPerPeer is how many connections one device may have: a proxy uses one for each
-// recording, and few for events.
-const MaxConnectionsPerPeer = 1024
-
-// NewServer returns the HTTP server for a recorder: HTTP/1.1, and HTTP/2 without TLS, as
-// WireGuard encrypts.
-func NewServer(h http.Handler, log *slog.Logger) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Server{
-		Handler: h, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, MaxHeaderBytes: 16 << 10,
-		// A sender that is gone without a word has its recordings broken off.
-		HTTP2:    &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-}
-
 // ServeHTTP takes a recording, or refuses it.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	sender, err := h.identify(r)

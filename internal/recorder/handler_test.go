@@ -63,13 +63,16 @@ func start(t *testing.T, limits Limits, who peers) *rig {
 		t.Fatal(err)
 	}
 	r.handler = NewHandler(HandlerConfig{Store: r.store, Peers: who, Tags: []string{"tag:k8s-operator", "tag:k8s"}, Log: log, Metrics: prometheus.NewRegistry()})
-	server := NewServer(r.handler, log)
+	server := NewServer(r.handler, log, prometheus.NewRegistry())
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = server.Serve(l) }()
-	t.Cleanup(func() { _ = server.Close() })
+	t.Cleanup(func() {
+		_ = server.Close()
+		r.settle(t) // or the folder would be removed under a recording that is ending
+	})
 	r.addr = netip.MustParseAddrPort(l.Addr().String())
 	return r
 }
@@ -530,6 +533,34 @@ func TestRefusedSenderDoesNotStay(t *testing.T) {
 			t.Errorf("%s: %q, %v", path, answer, err)
 		}
 	}
+}
+
+// A device has a bounded number of connections.
+func TestConnectionsPerPeer(t *testing.T) {
+	metrics := prometheus.NewRegistry()
+	server := NewServer(http.NotFoundHandler(), slog.New(slog.DiscardHandler), metrics)
+	server.ReadHeaderTimeout = patience // or those that send nothing would go
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+	for range maxConnectionsPerPeer + 1 {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+	}
+	eventually(t, "one more connection than a peer may have is turned away", func() bool {
+		err := testutil.GatherAndCompare(metrics, strings.NewReader(`
+# HELP tailhelm_recorder_connections_turned_away_total Connections closed at once because their peer had too many.
+# TYPE tailhelm_recorder_connections_turned_away_total counter
+tailhelm_recorder_connections_turned_away_total 1
+`), "tailhelm_recorder_connections_turned_away_total")
+		return err == nil
+	})
 }
 
 // A recording that cannot go on says why, and what there is of it is kept as a part.
