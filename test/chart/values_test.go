@@ -191,17 +191,20 @@ func at(values map[string]any, path []string) any {
 // TestMetricsExist finds metrics in the alerts and the dashboard that the program has not.
 func TestMetricsExist(t *testing.T) {
 	known := map[string]bool{}
-	for path, prefix := range map[string]string{
-		"internal/apiproxy/metrics.go": "tailhelm_apiproxy_", "internal/cli/serve.go": "tailhelm_",
-		"internal/recorder/handler.go": "tailhelm_recorder_", "internal/recorder/metrics.go": "tailhelm_recorder_", "internal/cli/recorder.go": "tailhelm_recorder_",
-		"internal/health/metrics.go": "",
+	const proxy, recorder = "tailhelm_apiproxy_", "tailhelm_recorder_"
+	for path, prefixes := range map[string][]string{
+		"internal/apiproxy/metrics.go": {proxy}, "internal/cli/serve.go": {"tailhelm_"}, "internal/limit/listener.go": {proxy, recorder},
+		"internal/recorder/handler.go": {recorder}, "internal/recorder/metrics.go": {recorder}, "internal/cli/recorder.go": {recorder},
+		"internal/health/metrics.go": {""},
 	} {
 		b, err := os.ReadFile(root + "/" + path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`(?:Name: |gauge\()"([a-z_]+)"`).FindAllSubmatch(b, -1) {
-			known[prefix+string(m[1])] = true
+			for _, prefix := range prefixes {
+				known[prefix+string(m[1])] = true
+			}
 		}
 		for _, m := range regexp.MustCompile(`"(tailhelm_[a-z_]+)"`).FindAllSubmatch(b, -1) {
 			known[string(m[1])] = true
