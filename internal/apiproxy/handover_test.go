@@ -20,8 +20,8 @@ func TestWithdrawEndsIdleConnections(t *testing.T) {
 	for _, http2 := range []bool{true, false} {
 		t.Run(fmt.Sprintf("HTTP/2: %v", http2), func(t *testing.T) {
 			withdrawing, withdrawn := make(chan struct{}), make(chan struct{})
-			r := start(t, newAPIServer(t, nil), options{withdraw: func(ctx context.Context, settle func(context.Context)) error {
-				settle(ctx)
+			r := start(t, newAPIServer(t, nil), options{withdraw: func(ctx context.Context, quiesce func(context.Context)) error {
+				quiesce(ctx)
 				close(withdrawing)
 				<-withdrawn
 				return nil

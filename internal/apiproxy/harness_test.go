@@ -173,7 +173,7 @@ type options struct {
 	// refusedGroups are Config.RefusedGroups.
 	refusedGroups []string
 	// withdraw is ServerConfig.Withdraw.
-	withdraw func(ctx context.Context, settle func(context.Context)) error
+	withdraw func(ctx context.Context, quiesce func(context.Context)) error
 }
 
 // rig is a running Proxy and Server on loopback listeners.

@@ -48,8 +48,8 @@ const (
 	// lastRequests is how long before the end of a drain nobody can connect any more, even if
 	// streams are still open: requests need time to be answered.
 	lastRequests = 5 * time.Second
-	// settleTimeout is how long the last ones may take, while nobody can connect.
-	settleTimeout = 2 * time.Second
+	// quiesceTimeout is how long the last ones may take, while nobody can connect.
+	quiesceTimeout = 2 * time.Second
 	// arrival is how long answers have to arrive at their clients: a second's fourth is
 	// more than a packet needs for the way around the earth.
 	arrival = 250 * time.Millisecond
@@ -68,9 +68,9 @@ type ServerConfig struct {
 	// Withdraw, if not nil, takes this server out of what sends clients to it, such
 	// as a Tailscale Service, and returns when clients have had the time to notice. Serve
 	// calls it once, when its ctx is done, before it drains. While no new connections
-	// come, Withdraw can call settle, which returns when all requests have been answered, or
+	// come, Withdraw can call quiesce, which returns when all requests have been answered, or
 	// soon.
-	Withdraw func(ctx context.Context, settle func(context.Context)) error
+	Withdraw func(ctx context.Context, quiesce func(context.Context)) error
 	// DrainTimeout bounds how long Serve waits for open requests and streams at its end.
 	DrainTimeout time.Duration
 	// PeerConnections is how many connections one peer may have; 0 means
@@ -199,15 +199,15 @@ func (s *Server) withdraw(ctx context.Context, servers []*http.Server) {
 	finishing, cancel := context.WithTimeout(ctx, finishTimeout)
 	defer cancel()
 	<-shutDown(finishing, servers) // what has not ended by then is cut off
-	if err := s.config.Withdraw(ctx, s.settle); err != nil {
+	if err := s.config.Withdraw(ctx, s.quiesce); err != nil {
 		s.config.Log.WarnContext(ctx, "withdrawing", "error", err)
 	}
 }
 
-// settle returns when everything has been answered and the answers have arrived, or
+// quiesce returns when everything has been answered and the answers have arrived, or
 // soon.
-func (s *Server) settle(ctx context.Context) {
-	last, cancel := context.WithTimeout(ctx, settleTimeout)
+func (s *Server) quiesce(ctx context.Context) {
+	last, cancel := context.WithTimeout(ctx, quiesceTimeout)
 	defer cancel()
 	_ = s.traffic.wait(last) // what has not ended by then is cut off
 	timer := time.NewTimer(arrival)

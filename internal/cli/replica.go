@@ -181,8 +181,8 @@ func (r *replica) run(ctx context.Context, checks []health.Check) error {
 
 // withdraw sends clients to other hosts of the Service, and gives them the time to
 // notice.
-func (r *replica) withdraw(ctx context.Context, settle func(context.Context)) error {
-	if err := r.service.Withdraw(ctx, settle); err != nil {
+func (r *replica) withdraw(ctx context.Context, quiesce func(context.Context)) error {
+	if err := r.service.Withdraw(ctx, quiesce); err != nil {
 		return err
 	}
 	tstime.Sleep(ctx, r.withdrawDelay)

@@ -125,7 +125,7 @@ func (f *fleet) mintKey(ctx context.Context, r replica, device string) (minted b
 		return false, err
 	}
 	var key tailapi.Key
-	err = f.gate.do(func(api *tailapi.Client) (err error) {
+	err = f.breaker.do(func(api *tailapi.Client) (err error) {
 		key, err = api.CreateKey(ctx, f.tags, f.kind.name+" "+f.parent.GetName(), f.config.timing.keyLife)
 		return err
 	})
@@ -158,7 +158,7 @@ func (f *fleet) mintKey(ctx context.Context, r replica, device string) (minted b
 // revoke deletes an auth key that nobody is to use any more. It is an attempt: the key
 // ends by itself.
 func (f *fleet) revoke(ctx context.Context, id string) {
-	if err := f.gate.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) }); err != nil {
+	if err := f.breaker.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) }); err != nil {
 		f.config.Log.InfoContext(ctx, "an auth key was not revoked, and ends by itself", f.kind.label, f.parent.GetName(), "key", id, "error", err)
 	}
 }
@@ -167,7 +167,7 @@ func (f *fleet) revoke(ctx context.Context, id string) {
 // was used is void already; one that was not must not stay behind.
 func (f *fleet) dropKey(ctx context.Context, r replica) error {
 	if id := r.config.Annotations[annotationKeyID]; id != "" && time.Now().Before(annotatedTime(r.config, annotationKeyEnds)) {
-		err := f.gate.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) })
+		err := f.breaker.do(func(api *tailapi.Client) error { return api.DeleteKey(ctx, id) })
 		var e *tailapi.Error
 		if errors.As(err, &e) && e.Kind == tailapi.KindInvalid {
 			f.config.Log.InfoContext(ctx, "an auth key need not be revoked", f.kind.label, f.parent.GetName(), "key", id, "error", err)

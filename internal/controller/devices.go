@@ -73,7 +73,7 @@ func (f *fleet) own(is tailapi.DeviceIdentity) bool {
 // ID, and who holds a replica could tell any.
 func (f *fleet) deleteDevice(ctx context.Context, id string, own func(tailapi.DeviceIdentity) bool) error {
 	deleted := false
-	err := f.gate.do(func(api *tailapi.Client) error {
+	err := f.breaker.do(func(api *tailapi.Client) error {
 		d, err := api.OwnDevice(ctx, id, own)
 		if err != nil || d == nil {
 			return err

@@ -26,11 +26,11 @@ import (
 
 // operator is what the controllers of all kinds work with.
 type operator struct {
-	config Config
-	client client.Client
-	live   client.Reader // the API server itself, without a cache
-	events events.EventRecorder
-	gate   *gate
+	config  Config
+	client  client.Client
+	live    client.Reader // the API server itself, without a cache
+	events  events.EventRecorder
+	breaker *breaker
 
 	mu     sync.Mutex
 	pruned map[types.UID]string
@@ -128,7 +128,7 @@ func (f *fleet) noteAPI(err error) error {
 	if f.apiErr == nil {
 		f.apiErr = err
 	}
-	f.lookAgain(f.gate.after(err))
+	f.lookAgain(f.breaker.after(err))
 	return nil
 }
 
@@ -163,9 +163,9 @@ func (f *fleet) writeStatus(ctx context.Context) error {
 	return nil
 }
 
-// settle makes a pass, by run, and writes what it found, by setConditions, which gets the
+// reconcile makes a pass, by run, and writes what it found, by setConditions, which gets the
 // error of the API server that ended it, or nil. It says when to look again.
-func (f *fleet) settle(ctx context.Context, run func(context.Context) error, setConditions func(failed error)) (ctrl.Result, error) {
+func (f *fleet) reconcile(ctx context.Context, run func(context.Context) error, setConditions func(failed error)) (ctrl.Result, error) {
 	err := f.noteAPI(run(ctx))
 	setConditions(err)
 	if e := f.writeStatus(ctx); e != nil {

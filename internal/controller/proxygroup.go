@@ -69,7 +69,7 @@ func (g *groups) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	p := g.newPass(group)
-	return p.settle(ctx, p.run, p.setConditions)
+	return p.reconcile(ctx, p.run, p.setConditions)
 }
 
 // jitter spreads groups over time.

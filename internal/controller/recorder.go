@@ -57,7 +57,7 @@ func (rs *recorders) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		return ctrl.Result{}, err
 	}
 	p := rs.newPass(recorder)
-	return p.settle(ctx, p.run, p.setConditions)
+	return p.reconcile(ctx, p.run, p.setConditions)
 }
 
 // recorderPass is one look at one recorder.
@@ -108,10 +108,10 @@ func (p *recorderPass) run(ctx context.Context) error {
 // the operator from using it must be known before.
 func (p *recorderPass) askAPI(ctx context.Context) error {
 	i := slices.IndexFunc(p.wanted(), func(r replica) bool { return r.deviceID() != "" })
-	if i < 0 || p.gate.hasAnswered(p.config.timing.resync) {
+	if i < 0 || p.breaker.hasAnswered(p.config.timing.resync) {
 		return nil
 	}
-	return p.gate.do(func(api *tailapi.Client) error {
+	return p.breaker.do(func(api *tailapi.Client) error {
 		_, err := api.OwnDevice(ctx, p.wanted()[i].deviceID(), p.own)
 		var notOwn *tailapi.NotOwnError
 		if errors.As(err, &notOwn) {
@@ -170,7 +170,7 @@ func anySlice(list []string) []any {
 func (p *recorderPass) setConditions(failed error) {
 	p.setDevices()
 	wanted, ready := len(p.wanted()), p.count(p.ready)
-	p.setAPI(p.gate.hasAnswered(p.config.timing.resync))
+	p.setAPI(p.breaker.hasAnswered(p.config.timing.resync))
 	var message string
 	status, reason := metav1.ConditionFalse, v1alpha1.ReasonRecorderCreating
 	switch {

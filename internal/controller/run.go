@@ -49,9 +49,9 @@ type Controllers struct {
 	waiting error // what they wait for, or nil
 }
 
-// settled is how long controllers must run before they count as working: those that lack a
+// proven is how long controllers must run before they count as working: those that lack a
 // right stop when their caches have not filled for two minutes.
-const settled = 3 * time.Minute
+const proven = 3 * time.Minute
 
 // New returns controllers that do not run yet.
 func New(config Config) *Controllers {
@@ -159,7 +159,7 @@ func (c *Controllers) run(ctx context.Context) error {
 	if err := c.config.setup(manager, string(system.UID), len(missing) == 0); err != nil {
 		return fmt.Errorf("making the controllers: %w", err)
 	}
-	works := time.AfterFunc(settled, func() { c.setStopped(nil) })
+	works := time.AfterFunc(proven, func() { c.setStopped(nil) })
 	defer works.Stop()
 	if len(missing) == 0 {
 		return manager.Start(ctx)

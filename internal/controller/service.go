@@ -41,12 +41,12 @@ func (p *pass) ensureService(ctx context.Context) error {
 		return nil
 	}
 	var existing *tailapi.Service
-	err := p.gate.do(func(api *tailapi.Client) (err error) {
+	err := p.breaker.do(func(api *tailapi.Client) (err error) {
 		existing, err = api.Service(ctx, name)
 		return err
 	})
 	if err == nil {
-		err = p.settleService(ctx, existing, wanted)
+		err = p.reconcileService(ctx, existing, wanted)
 	}
 	return p.noteAPI(err)
 }
@@ -67,9 +67,9 @@ func (p *pass) mustVerify(wanted string) bool {
 	return false
 }
 
-// settleService compares the Service that exists, if any, with the one that the group
+// reconcileService compares the Service that exists, if any, with the one that the group
 // wants.
-func (p *pass) settleService(ctx context.Context, existing *tailapi.Service, wanted string) error {
+func (p *pass) reconcileService(ctx context.Context, existing *tailapi.Service, wanted string) error {
 	name := p.serviceName()
 	if existing == nil {
 		reason, what := "TailscaleServiceCreated", "created"
@@ -122,7 +122,7 @@ func (p *pass) putService(ctx context.Context, s tailapi.Service, reason, what s
 	}
 	s.Annotations[ownerAnnotation] = p.self().annotation()
 	s.Comment, s.Tags, s.Ports = serviceComment, p.tags, servicePorts
-	if err := p.gate.do(func(api *tailapi.Client) error { return api.PutService(ctx, s) }); err != nil {
+	if err := p.breaker.do(func(api *tailapi.Client) error { return api.PutService(ctx, s) }); err != nil {
 		return err
 	}
 	p.event(corev1.EventTypeNormal, reason, "EnsureTailscaleService", "Tailscale Service %s was %s", s.Name, strings.TrimSuffix(what, ","))
@@ -151,7 +151,7 @@ func (p *pass) gone(ctx context.Context, r resource) bool {
 
 // deleteService deletes a Service that was noted, unless it is another's by now.
 func (p *pass) deleteService(ctx context.Context, name string) error {
-	err := p.gate.do(func(api *tailapi.Client) error {
+	err := p.breaker.do(func(api *tailapi.Client) error {
 		existing, err := api.Service(ctx, name)
 		if err != nil || existing == nil {
 			return err

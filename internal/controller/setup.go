@@ -33,7 +33,7 @@ import (
 func (c Config) setup(manager ctrl.Manager, cluster string, withRecorders bool) error {
 	o := &operator{
 		config: c, client: manager.GetClient(), live: manager.GetAPIReader(),
-		events: manager.GetEventRecorder("tailhelm-operator"), gate: &gate{api: c.API, timing: c.timing},
+		events: manager.GetEventRecorder("tailhelm-operator"), breaker: &breaker{api: c.API, timing: c.timing},
 		pruned: map[types.UID]string{},
 	}
 	g := &groups{operator: o, cluster: cluster, verified: map[types.UID]verification{}}

@@ -135,13 +135,13 @@ func (s *Service) Run(ctx context.Context, ready func(context.Context) error) er
 // some 15 seconds. When a client does, what is open is cut off without a word: packets of
 // a host that is none any more are dropped.
 //
-// So Withdraw holds new connections back, and calls settle, which returns when the open
+// So Withdraw holds new connections back, and calls quiesce, which returns when the open
 // ones have ended, before it tells the tailnet. Clients that hear of it within holdAfter
 // lose nothing: they try to connect again a second later, at another host. Connections
 // of the others are accepted then.
-func (s *Service) Withdraw(ctx context.Context, settle func(context.Context)) error {
+func (s *Service) Withdraw(ctx context.Context, quiesce func(context.Context)) error {
 	defer s.holdBack()()
-	settle(ctx)
+	quiesce(ctx)
 	s.advertising.Lock()
 	s.leaving = true
 	s.advertising.Unlock()

@@ -22,10 +22,10 @@ var errNoAPI = &tailapi.Error{
 // again.
 const maxRetryAfter = 15 * time.Minute
 
-// gate is the way to the Tailscale API. After an error that other calls would meet as
-// well it stays shut for a while, whoever asks: events in the cluster must not make
+// breaker is a circuit breaker on the way to the Tailscale API. An error that other calls
+// would meet as well trips it for a while, whoever asks: events in the cluster must not make
 // more calls than the API allows.
-type gate struct {
+type breaker struct {
 	api    *tailapi.Client // nil: none
 	timing timing
 
@@ -33,36 +33,36 @@ type gate struct {
 	until    time.Time
 	err      error
 	failures int
-	shuts    int       // how often it was shut
+	trips    int       // how often it has tripped
 	answered time.Time // when it last did what was asked, or zero since it failed for all
 }
 
 // do calls f with the API, or returns why it was not called.
-func (g *gate) do(f func(*tailapi.Client) error) error {
-	if g.api == nil {
+func (b *breaker) do(f func(*tailapi.Client) error) error {
+	if b.api == nil {
 		return errNoAPI
 	}
-	g.mu.Lock()
-	shut, err, shuts := time.Now().Before(g.until), g.err, g.shuts
-	g.mu.Unlock()
-	if shut {
+	b.mu.Lock()
+	tripped, err, trips := time.Now().Before(b.until), b.err, b.trips
+	b.mu.Unlock()
+	if tripped {
 		return err
 	}
-	err = f(g.api)
-	g.note(err, shuts)
+	err = f(b.api)
+	b.note(err, trips)
 	return err
 }
 
-// note decides by an answer whether the gate is shut. shuts is how often it had been when
-// the call began: a call that was under way when another one shut the gate neither opens it
-// nor makes its time shorter, because what it met was earlier.
-func (g *gate) note(err error, shuts int) {
+// note decides by an answer whether the breaker trips. trips is how often it had when the
+// call began: a call that was under way when another one tripped it neither resets it nor
+// makes its time shorter, because what it met was earlier.
+func (b *breaker) note(err error, trips int) {
 	var e *tailapi.Error
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if !errors.As(err, &e) {
-		if err == nil && g.shuts == shuts {
-			g.failures, g.until, g.answered = 0, time.Time{}, time.Now()
+		if err == nil && b.trips == trips {
+			b.failures, b.until, b.answered = 0, time.Time{}, time.Now()
 		}
 		return
 	}
@@ -70,47 +70,47 @@ func (g *gate) note(err error, shuts int) {
 	switch e.Kind {
 	case tailapi.KindRateLimited:
 		if wait == 0 {
-			wait = g.timing.refused
+			wait = b.timing.refused
 		}
 	case tailapi.KindUnavailable:
 		// It may be no answer of the API at all, so its wish is not worth more than ours.
-		wait = min(max(wait, g.timing.backoff<<min(g.failures, 10)), g.timing.backoffMax)
-		g.failures++
+		wait = min(max(wait, b.timing.backoff<<min(b.failures, 10)), b.timing.backoffMax)
+		b.failures++
 	case tailapi.KindCredentials:
 		// Credentials may be replaced at any moment; asking is cheap.
-		wait = min(g.timing.refused, 10*g.timing.backoff)
+		wait = min(b.timing.refused, 10*b.timing.backoff)
 	default:
 		return
 	}
 	until := time.Now().Add(wait)
-	if until.Before(g.until) {
+	if until.Before(b.until) {
 		return
 	}
 	// For all callers: what this one wanted is not their business.
 	shared := *e
 	shared.Action = "using the Tailscale API"
-	g.until, g.err, g.answered = until, &shared, time.Time{}
-	g.shuts++
+	b.until, b.err, b.answered = until, &shared, time.Time{}
+	b.trips++
 }
 
 // hasAnswered reports whether the API has done what somebody asked within d, and has not
 // failed for all since.
-func (g *gate) hasAnswered(d time.Duration) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return !g.answered.IsZero() && time.Since(g.answered) < d
+func (b *breaker) hasAnswered(d time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.answered.IsZero() && time.Since(b.answered) < d
 }
 
 // after returns when to try again what failed with err.
-func (g *gate) after(err error) time.Duration {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if left := time.Until(g.until); left > 0 {
+func (b *breaker) after(err error) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if left := time.Until(b.until); left > 0 {
 		return left
 	}
 	var e *tailapi.Error
 	if errors.As(err, &e) && e.Kind == tailapi.KindUnavailable {
-		return g.timing.backoff
+		return b.timing.backoff
 	}
-	return g.timing.refused
+	return b.timing.refused
 }
