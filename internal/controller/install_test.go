@@ -247,12 +247,19 @@ func (w *world) operatorPod() *corev1.Pod {
 	return &pods.Items[0]
 }
 
-// setFinalizers changes the finalizers of a pod.
-func (w *world) setFinalizers(pod *corev1.Pod, finalizers ...string) {
+// bind gives a pod a node without a kubelet, where it ends when somebody says so. (The control
+// plane ends pods that have no node.)
+func (w *world) bind(pod *corev1.Pod) {
 	w.t.Helper()
-	base := pod.DeepCopy()
-	pod.Finalizers = finalizers
-	if err := w.client.Patch(w.t.Context(), pod, client.MergeFrom(base)); err != nil {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: w.namespace}, Spec: corev1.NodeSpec{Unschedulable: true}} // for others
+	w.create(node)
+	w.t.Cleanup(func() {
+		if err := w.client.Delete(context.Background(), node); err != nil {
+			w.t.Error(err)
+		}
+	})
+	binding := &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: node.Name}}
+	if err := w.client.SubResource("binding").Create(w.t.Context(), pod, binding); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -323,7 +330,7 @@ func TestCleanupWhileTheOperatorDrains(t *testing.T) {
 	w := newWorld(t)
 	w.operatorDevice()
 	pod := w.operatorPod()
-	w.setFinalizers(pod, "example.com/drains")
+	w.bind(pod)
 	cleanup := Cleanup{
 		API: w.config.API, Cluster: w.config.Cluster, Deployment: "operator", Log: w.config.Log, Namespace: w.namespace,
 		Operator: w.config.Operator, StateSecret: "operator", Timeout: 8 * time.Second,
@@ -337,8 +344,9 @@ func TestCleanupWhileTheOperatorDrains(t *testing.T) {
 	if devices := w.devices(t.Context()); !slices.Equal(devices, []string{"operator"}) {
 		t.Errorf("devices %q, want the operator's", devices)
 	}
-	w.read(pod)
-	w.setFinalizers(pod)
+	if err := w.client.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil { // as a kubelet does
+		t.Fatal(err)
+	}
 	cleanup.Timeout = patience
 	if err := cleanup.Run(t.Context()); err != nil {
 		t.Fatal(err)
