@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 
@@ -134,10 +135,18 @@ func (p *Proxy) recordEvent(ctx context.Context, c *call, r *http.Request) error
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, recording.ErrEventsBehind):
-		return refuseTooMany("The tailnet policy demands that your requests are recorded (enforceRecorder, enableEvents), and more are under way than recorders take at a time. Send fewer at a time; if that changes nothing, ask an administrator of the tailnet to look after the recorders.")
 	}
-	return refuseUnavailable(reasonRecorder, fmt.Sprintf("The tailnet policy demands that this request is recorded (enforceRecorder, enableEvents), and no recorder takes it (tried %s). Try again; if it lasts, ask an administrator of the tailnet to look after the recorders.", recording.List(c.caller.Recorders)), err)
+	return refuseUnreported(err, c.caller.Recorders)
+}
+
+// refuseUnreported refuses a request whose event no recorder has, for the reason err.
+func refuseUnreported(err error, recorders []netip.AddrPort) *refusal {
+	if errors.Is(err, recording.ErrEventsBehind) {
+		f := refuseTooMany("The tailnet policy demands that your requests are recorded (enforceRecorder, enableEvents), and more are under way than recorders take at a time. Send fewer at a time; if that changes nothing, ask an administrator of the tailnet to look after the recorders.")
+		f.retryAfter = 1
+		return f
+	}
+	return refuseUnavailable(reasonRecorder, fmt.Sprintf("The tailnet policy demands that this request is recorded (enforceRecorder, enableEvents), and no recorder takes it (tried %s). Try again; if it lasts, ask an administrator of the tailnet to look after the recorders.", recording.List(recorders)), err)
 }
 
 // countEvent counts an event, and warns of it if it was lost.

@@ -20,6 +20,7 @@ import (
 	"tailscale.com/sessionrecording"
 
 	"github.com/tailhelm/tailhelm/internal/identity"
+	"github.com/tailhelm/tailhelm/internal/recording"
 )
 
 const (
@@ -405,6 +406,19 @@ func TestEventDecisions(t *testing.T) {
 				t.Errorf("somebody else: %d, %d events", res.StatusCode, s.eventCount())
 			}
 		})
+	}
+}
+
+// Who sends more than recorders take at a time is told so, and clients try again by
+// themselves; it says nothing about the recorders.
+func TestTooManyEvents(t *testing.T) {
+	recorders := []netip.AddrPort{netip.MustParseAddrPort(deadAddr)}
+	f := refuseUnreported(recording.ErrEventsBehind, recorders)
+	if f.code != http.StatusTooManyRequests || f.label != reasonTooMany || f.retryAfter == 0 || strings.Contains(f.message, deadAddr) {
+		t.Errorf("too many: %+v", f)
+	}
+	if f := refuseUnreported(errors.New("no route"), recorders); f.code != http.StatusServiceUnavailable || f.label != reasonRecorder || !strings.Contains(f.message, deadAddr) {
+		t.Errorf("away: %+v", f)
 	}
 }
 
