@@ -15,6 +15,8 @@ TESTFLAGS ?=
 PACKAGES ?= ./...
 # Flags of the tests of make e2e themselves, for example E2EFLAGS='-keep -reuse'.
 E2EFLAGS ?=
+# Passed to go test by make bench, for example BENCHFLAGS='-bench Watches -count 1'.
+BENCHFLAGS ?=
 # How long make fuzz spends on each target.
 FUZZTIME ?= 30s
 
@@ -165,6 +167,11 @@ fuzz: ## Run each fuzz target for FUZZTIME (default 30s)
 		echo "$$package $$name"; \
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime "$(FUZZTIME)" "$$package" </dev/null || exit 1; \
 	done
+
+# Three rounds of each benchmark, six times: enough for benchstat to tell change from noise.
+.PHONY: bench
+bench: programs ## Measure what the proxy costs, compared with a tailnet alone; leave the machine idle
+	$(PURE) go test -trimpath -timeout 60m -run '^$$' -bench . -benchtime 3x -count 6 $(BENCHFLAGS) ./test/bench
 
 .PHONY: clean
 clean: ## Remove what make built here (the user's cache folder stays)
