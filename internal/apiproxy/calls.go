@@ -99,9 +99,9 @@ func (s *calls) add(c *call) (done func(), f *refusal) {
 func (n tally) refuse(c *call) *refusal {
 	switch {
 	case n.calls >= maxCallsPerDevice:
-		return refuseTooMany(fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", n.calls))
+		return refuseTooMany(fmt.Sprintf("This device has %d requests open, which is as many as it may have. Let some end.", n.calls), nil)
 	case c.toRecord && n.recorded >= maxRecordedPerDevice:
-		return refuseTooMany(fmt.Sprintf("This device has %d recorded sessions open, which is as many as it may have. Let some end.", n.recorded))
+		return refuseTooMany(fmt.Sprintf("This device has %d recorded sessions open, which is as many as it may have. Let some end.", n.recorded), nil)
 	}
 	return nil
 }

@@ -63,9 +63,9 @@
 // HTTP/2 to the API server shares few connections between many callers. Requests
 // that GOAWAY turns back are sent again when the API server has not seen them; for
 // that the first [replayLimit] bytes of a body are kept until it is answered.
-// Upgrades need HTTP/1.1, and a connection each that no other caller gets. What pods,
-// Services and nodes answer through the API server has connections of its own, too: an
-// answer that breaks one must not end what others have open.
+// Upgrades need HTTP/1.1, and a connection each that no other caller gets. So has what
+// pods, Services and nodes answer through the API server: an answer that breaks a
+// connection must not end what others have open.
 //
 // Responses are not decoded: compression, protobuf and tables pass as they are.
 package apiproxy

@@ -142,7 +142,7 @@ func (p *Proxy) recordEvent(ctx context.Context, c *call, r *http.Request) error
 // refuseUnreported refuses a request whose event no recorder has, for the reason err.
 func refuseUnreported(err error, recorders []netip.AddrPort) *refusal {
 	if errors.Is(err, recording.ErrEventsBehind) {
-		f := refuseTooMany("The tailnet policy demands that your requests are recorded (enforceRecorder, enableEvents), and more are under way than recorders take at a time. Send fewer at a time; if that changes nothing, ask an administrator of the tailnet to look after the recorders.")
+		f := refuseTooMany("The tailnet policy demands that your requests are recorded (enforceRecorder, enableEvents), and more are under way than recorders take at a time. Send fewer at a time; if that changes nothing, ask an administrator of the tailnet to look after the recorders.", err)
 		f.retryAfter = 1
 		return f
 	}

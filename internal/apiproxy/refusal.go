@@ -115,8 +115,8 @@ func refuseDraining() *refusal {
 }
 
 // refuseTooMany refuses a device that has as many of something under way as it may have.
-func refuseTooMany(message string) *refusal {
-	return &refusal{label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests, message: message}
+func refuseTooMany(message string, cause error) *refusal {
+	return &refusal{label: reasonTooMany, code: http.StatusTooManyRequests, reason: metav1.StatusReasonTooManyRequests, message: message, cause: cause}
 }
 
 func refuseBadRequest(message string, cause error) *refusal {

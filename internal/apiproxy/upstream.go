@@ -32,7 +32,7 @@ const (
 	// it. It is also the HTTP/2 window, so it must hold what is under way to a near
 	// API server.
 	streamBuffer = 256 << 10
-	// maxAnswerHeader bounds the header of an answer that others than the API server may have
+	// maxAnswerHeader bounds the header of an answer that a pod, a Service or a node may have
 	// written. It is held until the client reads it.
 	maxAnswerHeader = 64 << 10
 	// maxVersion is more than the API server has to say of its version.
@@ -43,29 +43,22 @@ const (
 type leg int
 
 const (
-	// legRequests is for what the API server answers: all callers share connections, over
-	// HTTP/2.
-	legRequests leg = iota
-	// legProxied is for what pods, Services and nodes answer through the API server. Their
-	// answers may break the connection (HTTP/2 ends it for a header that is too long), and with
-	// it every request that shares it. So there is one request at a time, over HTTP/1.1.
-	legProxied
-	// legUpgrades is for upgrades, which exist in HTTP/1.1 alone. A connection that was meant
-	// for one caller's stream is no other caller's.
-	legUpgrades
+	// legShared is for what the API server answers: all callers share connections, over HTTP/2.
+	legShared leg = iota
+	// legOwn is for requests that have a connection each, over HTTP/1.1: upgrades, which exist
+	// there alone, and what pods, Services and nodes answer through the API server. Their
+	// answers may break a connection (HTTP/2 ends it for a header that is too long), and with
+	// it every request that shares it.
+	legOwn
 	legCount
 )
 
 // legOf returns the way that r takes.
 func legOf(r *http.Request) leg {
-	c := callFrom(r.Context())
-	switch {
-	case isUpgrade(r):
-		return legUpgrades
-	case c != nil && c.info != nil && c.info.Subresource == "proxy":
-		return legProxied
+	if c := callFrom(r.Context()); isUpgrade(r) || c != nil && c.info != nil && c.info.Subresource == "proxy" {
+		return legOwn
 	}
-	return legRequests
+	return legShared
 }
 
 // upstream is the way to the API server, with credentials or without.
@@ -113,7 +106,7 @@ func newUpstream(c Config) (*upstream, error) {
 		}
 		// In ModeNoAuth not over a connection that requests share: the API server closes those
 		// on which somebody without credentials asked.
-		if mode == ModeAuth && way == legRequests || mode == ModeNoAuth && way == legUpgrades {
+		if mode == ModeAuth && way == legShared || mode == ModeNoAuth && way == legOwn {
 			u.check = askVersion(mode, rt, target)
 		}
 		if mode == ModeAuth {
@@ -128,7 +121,7 @@ func newUpstream(c Config) (*upstream, error) {
 func newTransport(config *rest.Config, tlsConfig *tls.Config, way leg) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(way == legRequests)
+	protocols.SetHTTP2(way == legShared)
 	t := &http.Transport{
 		Proxy:                 config.Proxy,
 		DialContext:           config.Dial,
@@ -141,9 +134,8 @@ func newTransport(config *rest.Config, tlsConfig *tls.Config, way leg) *http.Tra
 		Protocols:          protocols,
 		HTTP2:              &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, MaxReceiveBufferPerStream: streamBuffer},
 	}
-	t.DisableKeepAlives = way == legUpgrades
-	if way != legRequests {
-		t.MaxResponseHeaderBytes = maxAnswerHeader
+	if way == legOwn {
+		t.DisableKeepAlives, t.MaxResponseHeaderBytes = true, maxAnswerHeader
 	}
 	if t.Proxy == nil {
 		t.Proxy = http.ProxyFromEnvironment

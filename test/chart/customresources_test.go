@@ -113,17 +113,30 @@ func testShownDefinitions(t *testing.T, r *rig) {
 func testForeignDefinition(t *testing.T, r *rig) {
 	t.Helper()
 	const name, volume = "recorders.tailscale.com", `recorders=[{"name":"kept","spec":{"storage":{"persistentVolumeClaim":{"size":"10Gi"}}}}]`
-	install := func() ([]byte, error) {
-		return r.upgrade(t.Context(), "third", "first", "--set-json", volume, "--set", "oauth.clientId=a,oauth.clientSecret=b").CombinedOutput()
+	install := func(args ...string) ([]byte, error) {
+		return r.upgrade(t.Context(), "third", "first", append(args, "--set", "oauth.clientId=a,oauth.clientSecret=b")...).CombinedOutput()
 	}
 	mustRun(t, r.Kubectl(t.Context(), "annotate", "crd", name, "tailhelm.github.io/revision-"))
-	if out, err := install(); err == nil || !strings.Contains(string(out), "the cluster's definition recorders.tailscale.com is that of another chart") {
-		t.Errorf("an installation over another chart's definition: %v\n%s", err, out)
+	refused := func(when string) {
+		t.Helper()
+		if out, err := install("--set-json", volume); err == nil || !strings.Contains(string(out), "the cluster's definition recorders.tailscale.com is that of another chart") {
+			t.Errorf("%s: %v\n%s", when, err, out)
+		}
 	}
+	refused("an installation over another chart's definition")
+	if out, err := install(); err != nil {
+		t.Errorf("an installation without recorders: %v\n%s", err, out)
+	}
+	refused("an upgrade to the first recorder")
 	apply := r.Kubectl(t.Context(), "apply", "--server-side", "--force-conflicts", "--filename", "-")
 	apply.Stdin = strings.NewReader(output(t, r.Helm(t.Context(), "show", "crds", chart)))
 	mustRun(t, apply)
-	if out, err := install(); err != nil {
-		t.Errorf("an installation over the definition that was asked for: %v\n%s", err, out)
+	if out, err := install("--set-json", volume); err != nil {
+		t.Errorf("an upgrade over the definition that was asked for: %v\n%s", err, out)
+	}
+	// Whoever upgrades a release whose recorders are whole may have no right to read definitions.
+	mustRun(t, r.Kubectl(t.Context(), "annotate", "crd", name, "tailhelm.github.io/revision-"))
+	if out, err := install("--set-json", volume); err != nil {
+		t.Errorf("an upgrade of a release that has recorders: %v\n%s", err, out)
 	}
 }
