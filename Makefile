@@ -67,6 +67,7 @@ lint: lint-go lint-modules lint-api lint-chart ## Check code and chart
 .PHONY: lint-go
 lint-go: $(BIN)/golangci-lint
 	$(PURE) GOFLAGS="$(GOFLAGS) -trimpath" $(BIN)/golangci-lint run $(PACKAGES)
+	$(PURE) go mod tidy -diff
 
 # Modules of their own with code of this repository.
 MODULES := test/e2e tools/alerts tools/images
@@ -75,7 +76,8 @@ MODULES := test/e2e tools/alerts tools/images
 lint-modules: $(BIN)/golangci-lint
 	@set -e; for module in $(MODULES); do \
 		echo "golangci-lint run in $$module"; \
-		(cd $$module && $(PURE) GOFLAGS="$(GOFLAGS) -trimpath" "$(CURDIR)/$(BIN)/golangci-lint" run --config "$(CURDIR)/.golangci.yaml"); \
+		(cd $$module && $(PURE) GOFLAGS="$(GOFLAGS) -trimpath" "$(CURDIR)/$(BIN)/golangci-lint" run --config "$(CURDIR)/.golangci.yaml" \
+			&& $(PURE) go mod tidy -diff); \
 	done
 
 .PHONY: lint-api

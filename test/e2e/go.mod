@@ -192,6 +192,6 @@ require (
 	sigs.k8s.io/randfill v1.0.0 // indirect
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
 	sigs.k8s.io/yaml v1.6.0
-	tailscale.com v1.102.5 // indirect
+	tailscale.com v1.102.5
 	tailscale.com/client/tailscale/v2 v2.9.0 // indirect
 )
