@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -67,6 +68,8 @@ type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the process has ended
 	err  error         // its end; read after done
+	// terminated says that it has been sent SIGTERM.
+	terminated atomic.Bool
 
 	mu      sync.Mutex
 	lines   []string
@@ -205,8 +208,14 @@ func (p *Process) WaitReadyz(ctx context.Context, accept func(code int, body str
 // PID is the process's number.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Signal sends a signal to the process.
-func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
+// Signal sends a signal to the process, SIGTERM no more than once: a second one kills it, as
+// that of somebody who does not want to wait for its drain should.
+func (p *Process) Signal(s syscall.Signal) error {
+	if s == syscall.SIGTERM && p.terminated.Swap(true) {
+		return nil
+	}
+	return p.cmd.Process.Signal(s)
+}
 
 // Wait waits for the end of the process and returns its exit status.
 func (p *Process) Wait(ctx context.Context) (int, error) {
