@@ -237,11 +237,11 @@ func TestReplicas(t *testing.T) {
 
 	// The state Secrets tell the operator who is who.
 	for i, p := range replicas {
+		g.waitData(g.replica(i), "checks", func(value []byte, _ bool) bool { return string(value) == "{}" })
 		data := g.data(g.replica(i))
 		if string(data["device_fqdn"]) != p.host || string(data["pod_uid"]) != "uid-of-"+g.replica(i) || len(data["device_id"]) == 0 || !strings.Contains(string(data["device_ips"]), "100.") {
 			t.Errorf("%s reports %q", p.host, data)
 		}
-		g.waitData(g.replica(i), "checks", func(value []byte, _ bool) bool { return string(value) == "{}" })
 	}
 
 	// The other replica answers when the first one goes, and with the same certificate.
