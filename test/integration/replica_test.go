@@ -305,6 +305,7 @@ func TestReplicaRemoved(t *testing.T) {
 	login := unique("user") + "@example.com"
 	c := g.caller(tailnet.Identity{Login: login}, p)
 	c.mustKubectl("auth", "whoami")
+	g.waitData(name, "device_id", func(value []byte, _ bool) bool { return len(value) > 0 })
 	old := g.data(name)
 	g.setKey(name, "") // the operator takes away what was used
 
