@@ -7,6 +7,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"github.com/tailhelm/tailhelm/internal/limit"
 )
 
 const (
@@ -25,29 +27,20 @@ const (
 // function that boundClient returns, must be deferred.
 func boundClient(ctx context.Context, w http.ResponseWriter, r *http.Request) (end func()) {
 	called := make(chan struct{})
-	limit := func() {
+	bound := func() {
 		// A connection that was taken over for a stream has no such deadline; it is
 		// closed when ctx is done.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(farewell))
-		boundUpload(w, r)
+		limit.Upload(w, r, lastUpload)
 	}
 	stop := context.AfterFunc(ctx, func() {
 		defer close(called)
-		limit()
+		bound()
 	})
 	return func() {
 		if !stop() {
 			<-called // net/http does not allow the call after the handler's return
 		}
-		limit()
-	}
-}
-
-// boundUpload lets reading the rest of r's body fail after lastUpload.
-func boundUpload(w http.ResponseWriter, r *http.Request) {
-	// Without a body, net/http reads ahead to see whether the client goes away. A deadline
-	// would look as if it had.
-	if r.ContentLength != 0 {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lastUpload))
+		bound()
 	}
 }

@@ -328,7 +328,7 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, c *call, f *refus
 	w.Header().Set(headerAuditID, c.auditID)
 	w.Header().Set(headerRefused, f.label)
 	p.config.Metrics.refuse(f)
-	boundUpload(w, r)
+	limit.Upload(w, r, lastUpload)
 	if err := f.write(w, r); err != nil {
 		p.config.Log.DebugContext(r.Context(), "writing a refusal", "error", err)
 	}

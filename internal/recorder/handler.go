@@ -161,11 +161,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, sender string, 
 
 // fail answers a sender with an error, and does not wait long for what it still sends.
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, code int, why error) {
-	// Without a body, net/http reads ahead to see whether the sender goes away. A deadline
-	// would look as if it had.
-	if r.ContentLength != 0 {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.lastUpload))
-	}
+	limit.Upload(w, r, h.lastUpload)
 	http.Error(w, why.Error(), code)
 }
 
